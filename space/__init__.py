@@ -1,0 +1,62 @@
+"""What can be said: families, a dense model's layout, architectures, the allowed set of them, closed-form cost.
+
+Owns the vocabulary that the other three packages share. Imports none of them, and of heavy libraries numpy alone, so
+that a question about an architecture needs no model.
+"""
+
+from space.allocation import uniform_sparsity, uniform_widths, whole_ends
+from space.architecture import GENES, Architecture, LayerArchitecture, genes_of
+from space.cost import METRICS, Budget, Cost, cost_of
+from space.domain import Choice, Indices, SearchSpace, build_space, default_width_step
+from space.errors import (
+    ArchitectureError,
+    BudgetError,
+    ExportError,
+    FamilyError,
+    MeasurementError,
+    ModelError,
+    PredictorError,
+    RunFolderError,
+    SecateurError,
+    SettingError,
+    TextError,
+)
+from space.families import FAMILIES, Family, family_of
+from space.layout import Layout
+from space.sampling import land, sample
+
+__all__ = [
+    "FAMILIES",
+    "GENES",
+    "METRICS",
+    "Architecture",
+    "ArchitectureError",
+    "Budget",
+    "BudgetError",
+    "Choice",
+    "Cost",
+    "ExportError",
+    "Family",
+    "FamilyError",
+    "Indices",
+    "LayerArchitecture",
+    "Layout",
+    "MeasurementError",
+    "ModelError",
+    "PredictorError",
+    "RunFolderError",
+    "SearchSpace",
+    "SecateurError",
+    "SettingError",
+    "TextError",
+    "build_space",
+    "cost_of",
+    "default_width_step",
+    "family_of",
+    "genes_of",
+    "land",
+    "sample",
+    "uniform_sparsity",
+    "uniform_widths",
+    "whole_ends",
+]

@@ -1,0 +1,93 @@
+"""Allocations that need no search: the baselines that a searched architecture has to beat."""
+
+from collections.abc import Callable, Collection, Sequence
+
+from space.architecture import Architecture, LayerArchitecture
+from space.cost import Budget, cost_of
+from space.errors import BudgetError
+from space.layout import Layout
+
+# LLM-Pruner (arXiv 2305.11627) leaves these layers of a Llama whole.
+WHOLE_FIRST, WHOLE_LAST = 4, 2
+# Few KV groups make attention a coarse and costly thing to cut, so the MLP gives alone down to this share of its width.
+_MLP_ALONE = 0.5
+_STEPS = 4096  # resolution of the bisection, finer than one channel of any MLP in use
+
+
+def whole_ends(layout: Layout) -> frozenset[int]:
+    """Return the layers that LLM-Pruner's setting leaves whole (fewer in models of under 12 layers)."""
+    first = min(WHOLE_FIRST, layout.layers // 3)
+    last = min(WHOLE_LAST, layout.layers // 6)
+    return frozenset((*range(first), *range(layout.layers - last, layout.layers)))
+
+
+def uniform_widths(layout: Layout, budgets: Sequence[Budget], whole: Collection[int] = ()) -> Architecture:
+    """Return the largest architecture within the budgets whose cut layers all have the same widths.
+
+    Widths are exact to one channel, not multiples of a step, so that a baseline is not smaller than the budget allows.
+
+    Args:
+        layout: the dense model.
+        budgets: upper limits, all of which must hold.
+        whole: layers that are not cut.
+
+    Raises:
+        BudgetError: the budgets cannot be met while those layers stay whole.
+    """
+
+    def candidate(step: int) -> Architecture:
+        share = step / _STEPS
+        # The upper half of the scale cuts the MLP alone from dense to half; the lower half cuts both to nothing.
+        if share >= _MLP_ALONE:
+            cut = LayerArchitecture(layout.kv_groups, round(layout.mlp_width * share))
+        else:
+            groups = round(layout.kv_groups * share / _MLP_ALONE)
+            cut = LayerArchitecture(groups, round(layout.mlp_width * share))
+        return _with_whole(layout, cut, whole)
+
+    return _largest(layout, budgets, candidate)
+
+
+def uniform_sparsity(layout: Layout, budgets: Sequence[Budget], whole: Collection[int] = ()) -> Architecture:
+    """Return the least sparse architecture within the budgets whose cut layers all have the same sparsity.
+
+    Args:
+        layout: the dense model.
+        budgets: upper limits, all of which must hold.
+        whole: layers that are not made sparse.
+
+    Raises:
+        BudgetError: the budgets cannot be met while those layers stay whole.
+    """
+
+    def candidate(step: int) -> Architecture:
+        sparsity = min(1 - step / _STEPS, 0.9999)
+        return _with_whole(layout, LayerArchitecture(layout.kv_groups, layout.mlp_width, sparsity, sparsity), whole)
+
+    return _largest(layout, budgets, candidate)
+
+
+def _with_whole(layout: Layout, cut: LayerArchitecture, whole: Collection[int]) -> Architecture:
+    dense = LayerArchitecture(layout.kv_groups, layout.mlp_width)
+    return Architecture(tuple(dense if index in whole else cut for index in range(layout.layers)))
+
+
+def _largest(layout: Layout, budgets: Sequence[Budget], candidate: Callable[[int], Architecture]) -> Architecture:
+    dense = cost_of(layout, Architecture.dense(layout))
+
+    def fits(step: int) -> bool:
+        cost = cost_of(layout, candidate(step))
+        return all(getattr(cost, budget.metric) <= budget.limit(dense) for budget in budgets)
+
+    if not fits(0):
+        raise BudgetError(
+            "A baseline that leaves its first and last layers whole must still meet the budget, but cannot at "
+            f"{', '.join(map(str, budgets))}; raise the budget."
+        )
+    low, high = 0, _STEPS  # `low` fits always, `high` is dense
+    if fits(high):
+        return candidate(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return candidate(low)

@@ -1,0 +1,163 @@
+"""Exact closed-form cost of an architecture, the budgets on it, and both without a model in memory.
+
+Notation as in `space.layout`. `parameters`, `nonzero_parameters` and `flops_per_token` count the decoder layers alone,
+as pruning papers do: embeddings, vocabulary projection and final norm cannot be pruned here, and counting them would
+make a small model's cut look smaller than it is. `weight_bytes` and `kv_cache_bytes_per_token` are what a machine has
+to hold, so the former counts the whole model.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from space.architecture import Architecture, LayerArchitecture
+from space.errors import BudgetError
+from space.layout import Layout
+
+METRICS = (
+    "parameters",
+    "nonzero_parameters",
+    "weight_bytes",
+    "kv_cache_bytes_per_token",
+    "flops_per_token",
+)
+# FLOPs of attention grow with the context; 512 is the sequence length that measurements use by default.
+FLOPS_CONTEXT = 512
+# Bytes per weight and per cached value: models are stored and run in bf16.
+BYTES_PER_VALUE = 2
+_SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an architecture costs."""
+
+    parameters: int  # decoder layers
+    nonzero_parameters: int  # decoder layers, positions that a mask leaves
+    weight_bytes: int  # whole model
+    kv_cache_bytes_per_token: int
+    flops_per_token: int  # decoder layers, one token that attends to FLOPS_CONTEXT tokens
+
+    def to_dict(self) -> dict[str, int]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
+
+    def values(self) -> tuple[int, ...]:
+        """Return the five numbers in the order of `METRICS`."""
+        return tuple(getattr(self, metric) for metric in METRICS)
+
+
+def zeros_per_row(in_features: int, sparsity: float) -> int:
+    """Return how many weights of a row of `in_features` a sparsity sets to zero (rounded down)."""
+    return int(in_features * sparsity + 1e-9)
+
+
+def attention_cost(layout: Layout, kv_groups: int, sparsity: float = 0.0) -> Cost:
+    """Return the cost of one layer's attention with its norm, for kept KV groups and a sparsity of its rows."""
+    if kv_groups == 0:
+        return Cost(0, 0, 0, 0, 0)
+    hidden, kv_size = layout.hidden_size, kv_groups * layout.head_dim
+    query_size = kv_size * layout.heads_per_group
+    matrices = [(hidden, query_size), (hidden, kv_size), (hidden, kv_size), (query_size, hidden)]
+    vectors = layout.qkv_bias * (query_size + 2 * kv_size) + layout.output_bias * hidden
+    vectors += layout.attention_norms * layout.norm_vectors * hidden
+    return _sub_block(matrices, vectors, sparsity, 2 * kv_size, 4 * FLOPS_CONTEXT * query_size)
+
+
+def mlp_cost(layout: Layout, mlp_width: int, sparsity: float = 0.0) -> Cost:
+    """Return the cost of one layer's MLP with its norm, for kept channels and a sparsity of its rows."""
+    if mlp_width == 0:
+        return Cost(0, 0, 0, 0, 0)
+    hidden, ups = layout.hidden_size, 2 if layout.gated_mlp else 1
+    matrices = [(hidden, mlp_width)] * ups + [(mlp_width, hidden)]
+    vectors = layout.mlp_bias * (ups * mlp_width + hidden) + layout.mlp_norms * layout.norm_vectors * hidden
+    return _sub_block(matrices, vectors, sparsity, 0, 0)
+
+
+def _sub_block(
+    matrices: list[tuple[int, int]], vectors: int, sparsity: float, kv_values: int, attention_flops: int
+) -> Cost:
+    weights = sum(rows * columns for columns, rows in matrices)
+    zeros = sum(rows * zeros_per_row(columns, sparsity) for columns, rows in matrices)
+    parameters = weights + vectors
+    return Cost(
+        parameters=parameters,
+        nonzero_parameters=parameters - zeros,
+        weight_bytes=BYTES_PER_VALUE * parameters,
+        kv_cache_bytes_per_token=BYTES_PER_VALUE * kv_values,
+        flops_per_token=2 * weights + attention_flops,
+    )
+
+
+def fixed_cost(layout: Layout) -> Cost:
+    """Return the cost of what is never pruned: embeddings, vocabulary projection and final norm."""
+    tables = 1 if layout.tied_embeddings else 2
+    parameters = tables * layout.vocabulary * layout.hidden_size + layout.norm_vectors * layout.hidden_size
+    return Cost(0, 0, BYTES_PER_VALUE * parameters, 0, 0)
+
+
+def layer_cost(layout: Layout, layer: LayerArchitecture) -> Cost:
+    """Return the cost of one layer."""
+    return attention_cost(layout, layer.kv_groups, layer.attention_sparsity) + mlp_cost(
+        layout, layer.mlp_width, layer.mlp_sparsity
+    )
+
+
+def cost_of(layout: Layout, architecture: Architecture) -> Cost:
+    """Return the exact cost of an architecture.
+
+    Raises:
+        ArchitectureError: the architecture does not fit the layout.
+    """
+    architecture.check(layout)
+    total = fixed_cost(layout)
+    for layer in architecture.layers:
+        total = total + layer_cost(layout, layer)
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """An upper limit on one metric: a fraction of the dense model's (at most 1) or an absolute amount."""
+
+    metric: str
+    amount: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a budget such as `parameters=0.8`, `weight_bytes=200M` or `flops_per_token=75%`.
+
+        Raises:
+            BudgetError: the metric is unknown or the amount is not a positive number.
+        """
+        metric, _, amount = text.replace(" ", "").partition("=")
+        if metric not in METRICS:
+            raise BudgetError(
+                f"A budget must be METRIC=AMOUNT with a metric of {', '.join(METRICS)}, but is {text!r}; "
+                "write for example parameters=0.8."
+            )
+        scale = 1.0
+        if amount.endswith("%"):
+            amount, scale = amount[:-1], 0.01
+        elif amount[-1:].lower() in _SUFFIXES:
+            amount, scale = amount[:-1], _SUFFIXES[amount[-1].lower()]
+        try:
+            value = float(amount) * scale
+        except ValueError:
+            value = float("nan")
+        if not 0 < value < float("inf"):
+            raise BudgetError(
+                f"The amount of a budget must be a positive number, a percentage or a number with K, M, G or T, "
+                f"but is {text.partition('=')[2]!r}; write for example parameters=0.8 (a fraction) or parameters=85M."
+            )
+        return cls(metric, value)
+
+    def limit(self, dense: Cost) -> float:
+        """Return the absolute limit, given the dense model's cost."""
+        reference = float(getattr(dense, self.metric))
+        return self.amount * reference if self.amount <= 1 else self.amount
+
+    def __str__(self) -> str:
+        return f"{self.metric}={self.amount:g}"

@@ -1,0 +1,223 @@
+"""The set of allowed architectures, as integer vectors that numpy can search in bulk.
+
+An architecture of L layers is a vector of 2 L indices: column 2 i chooses the attention of layer i, column 2 i + 1 its
+MLP. Choices of a column are sorted from cheapest to dense. All costs are sums over columns, so the cost of a million
+architectures is one table look-up per column.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from space.architecture import GENES, Architecture, LayerArchitecture
+from space.cost import METRICS, Budget, Cost, attention_cost, cost_of, fixed_cost, mlp_cost
+from space.errors import ArchitectureError, BudgetError, SettingError
+from space.layout import Layout
+
+Indices = NDArray[np.int16]  # (architectures, 2 * layers)
+DEFAULT_WIDTH_STEP = 128  # what matrix units and quantisation blocks like
+_FEWEST_WIDTHS = 8  # a model too narrow for that many steps of 128 gets a finer step
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Choice:
+    """What is kept of one sub-block: KV groups or MLP channels, and the sparsity of its rows."""
+
+    width: int
+    sparsity: float = 0.0
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Allowed choices per sub-block, and the budgets that an architecture must meet.
+
+    Args:
+        layout: the dense model.
+        choices: one tuple per column, from cheapest to dense.
+        budgets: upper limits, all of which must hold.
+
+    Raises:
+        BudgetError: even the cheapest architecture is over a budget.
+    """
+
+    layout: Layout
+    choices: tuple[tuple[Choice, ...], ...]
+    budgets: tuple[Budget, ...] = ()
+    limits: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # (budgets,)
+    _tables: tuple[NDArray[np.float64], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        tables = tuple(
+            np.array([self._choice_cost(column, choice).values() for choice in options], dtype=np.float64)
+            for column, options in enumerate(self.choices)
+        )
+        dense = cost_of(self.layout, Architecture.dense(self.layout))
+        limits = np.array([budget.limit(dense) for budget in self.budgets], dtype=np.float64)
+        object.__setattr__(self, "_tables", tables)
+        object.__setattr__(self, "limits", limits)
+        self._check_budgets(dense)
+
+    def _choice_cost(self, column: int, choice: Choice) -> Cost:
+        rule = attention_cost if column % 2 == 0 else mlp_cost
+        return rule(self.layout, choice.width, choice.sparsity)
+
+    def _check_budgets(self, dense: Cost) -> None:
+        cheapest = self.costs(np.zeros((1, self.columns), dtype=np.int16))[0]
+        for budget, limit in zip(self.budgets, self.limits, strict=True):
+            least = cheapest[METRICS.index(budget.metric)]
+            if least > limit:
+                share = least / getattr(dense, budget.metric)
+                raise BudgetError(
+                    f"A budget must be met by some architecture of the search space, but the smallest has "
+                    f"{budget.metric} {least:,.0f} ({share:.3f} of the dense model) and {budget} allows {limit:,.0f}; "
+                    "raise the budget or allow smaller widths or higher sparsities."
+                )
+
+    @property
+    def columns(self) -> int:
+        """Number of sub-blocks, 2 per layer."""
+        return len(self.choices)
+
+    @property
+    def sizes(self) -> NDArray[np.int16]:
+        """Number of choices of each column."""
+        return np.array([len(options) for options in self.choices], dtype=np.int16)
+
+    @property
+    def size_log10(self) -> float:
+        """Decimal logarithm of the number of architectures, budgets aside."""
+        return float(sum(math.log10(len(options)) for options in self.choices))
+
+    def costs(self, indices: Indices) -> NDArray[np.float64]:
+        """Return the costs (architectures, metrics in the order of `METRICS`) of encoded architectures."""
+        total = np.tile(np.array(fixed_cost(self.layout).values(), dtype=np.float64), (len(indices), 1))
+        for column, table in enumerate(self._tables):
+            total += table[indices[:, column]]
+        return total
+
+    def column_costs(self, column: int) -> NDArray[np.float64]:
+        """Return the costs (choices, budgets) of one column, in the budgets' metrics only."""
+        return self._tables[column][:, [METRICS.index(budget.metric) for budget in self.budgets]]
+
+    def budget_costs(self, indices: Indices) -> NDArray[np.float64]:
+        """Return the costs (architectures, budgets) in the budgets' metrics only."""
+        return self.costs(indices)[:, [METRICS.index(budget.metric) for budget in self.budgets]]
+
+    def within(self, indices: Indices) -> NDArray[np.bool_]:
+        """Return which architectures meet every budget."""
+        return np.asarray((self.budget_costs(indices) <= self.limits).all(axis=1))
+
+    def genes(self, indices: Indices) -> NDArray[np.float64]:
+        """Return the genes (architectures, layers, genes in the order of `GENES`) of encoded architectures."""
+        genes = np.empty((len(indices), self.columns, 2), dtype=np.float64)
+        for column, options in enumerate(self.choices):
+            table = np.array([(choice.width, choice.sparsity) for choice in options], dtype=np.float64)
+            genes[:, column] = table[indices[:, column]]
+        return genes.reshape(len(indices), self.layout.layers, len(GENES))
+
+    def decode(self, indices: Indices) -> list[Architecture]:
+        """Turn encoded architectures into records."""
+        return [
+            Architecture(
+                tuple(
+                    self._layer(self.choices[2 * i][row[2 * i]], self.choices[2 * i + 1][row[2 * i + 1]])
+                    for i in range(self.layout.layers)
+                )
+            )
+            for row in indices
+        ]
+
+    @staticmethod
+    def _layer(attention: Choice, mlp: Choice) -> LayerArchitecture:
+        return LayerArchitecture(attention.width, mlp.width, attention.sparsity, mlp.sparsity)
+
+    def encode(self, architectures: Iterable[Architecture]) -> Indices:
+        """Turn records into index vectors.
+
+        Raises:
+            ArchitectureError: a gene has a value that the space does not allow.
+        """
+        positions = [{choice: index for index, choice in enumerate(options)} for options in self.choices]
+        rows = []
+        for architecture in architectures:
+            architecture.check(self.layout)
+            row = []
+            for i, layer in enumerate(architecture.layers):
+                for column, choice in (
+                    (2 * i, Choice(layer.kv_groups, layer.attention_sparsity)),
+                    (2 * i + 1, Choice(layer.mlp_width, layer.mlp_sparsity)),
+                ):
+                    if choice not in positions[column]:
+                        raise ArchitectureError(self._refusal(i, column, choice))
+                    row.append(positions[column][choice])
+            rows.append(row)
+        return np.array(rows, dtype=np.int16).reshape(-1, self.columns)
+
+    def _refusal(self, layer: int, column: int, choice: Choice) -> str:
+        gene = "kv_groups" if column % 2 == 0 else "mlp_width"
+        widths = sorted({option.width for option in self.choices[column]})
+        nearest = sorted(sorted(widths, key=lambda width: abs(width - choice.width))[:2])
+        if choice.width in widths:
+            sparsities = sorted({o.sparsity for o in self.choices[column] if o.width == choice.width})
+            levels = ", ".join(f"{value:g}" for value in sparsities)
+            return (
+                f"The sparsity of the {'attention' if column % 2 == 0 else 'MLP'} in layer {layer} must be one of "
+                f"{levels}, but is {choice.sparsity:g}; change it or allow more levels."
+            )
+        return (
+            f"{gene} must be one of the search space's values in layer {layer}, but is {choice.width}; "
+            f"the nearest are {' and '.join(map(str, nearest))}."
+        )
+
+
+def default_width_step(layout: Layout) -> int:
+    """Return 128, or for a model narrower than 1,024 channels the power of two that leaves about 8 widths."""
+    if layout.mlp_width >= _FEWEST_WIDTHS * DEFAULT_WIDTH_STEP:
+        return DEFAULT_WIDTH_STEP
+    return int(2 ** math.floor(math.log2(max(1, layout.mlp_width / _FEWEST_WIDTHS))))
+
+
+def build_space(
+    layout: Layout,
+    budgets: Sequence[Budget] = (),
+    *,
+    widths: bool = True,
+    width_step: int | None = None,
+    removal: bool = True,
+    sparsities: Sequence[float] = (0.0,),
+) -> SearchSpace:
+    """Build the search space of a model.
+
+    Args:
+        layout: the dense model.
+        budgets: upper limits, all of which must hold.
+        widths: whether MLP widths and KV groups may be reduced.
+        width_step: MLP widths are multiples of this many channels; None takes `default_width_step`.
+        removal: whether a sub-block may be removed.
+        sparsities: allowed shares of zeros per row, 0 included or not.
+
+    Raises:
+        SettingError: a step or a sparsity is out of range.
+        BudgetError: no architecture meets the budgets.
+    """
+    step = default_width_step(layout) if width_step is None else width_step
+    if not 1 <= step <= layout.mlp_width:
+        raise SettingError(
+            f"width_step must be between 1 and the model's MLP width {layout.mlp_width}, but is {step}; "
+            f"leave it out to get {default_width_step(layout)}."
+        )
+    levels = sorted({round(float(value), 4) for value in sparsities})
+    if not levels or not all(0 <= value < 1 for value in levels):
+        raise SettingError(f"sparsities must be at least 0 and below 1, but are {list(sparsities)}; give [0, 0.5].")
+    mlp = [*range(step, layout.mlp_width, step), layout.mlp_width] if widths else [layout.mlp_width]
+    groups = [*range(1, layout.kv_groups + 1)] if widths else [layout.kv_groups]
+    removed = [Choice(0)] if removal else []
+    attention_choices = removed + [Choice(width, level) for width in groups for level in levels]
+    mlp_choices = removed + [Choice(width, level) for width in mlp for level in levels]
+    key = budgets[0].metric if budgets else "nonzero_parameters"
+    attention_choices.sort(key=lambda c: (getattr(attention_cost(layout, c.width, c.sparsity), key), c.width))
+    mlp_choices.sort(key=lambda c: (getattr(mlp_cost(layout, c.width, c.sparsity), key), c.width))
+    return SearchSpace(layout, (tuple(attention_choices), tuple(mlp_choices)) * layout.layers, tuple(budgets))
