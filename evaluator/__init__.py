@@ -1,0 +1,40 @@
+"""What is true: the only code that opens, prunes and runs real weights, and keeps what it measured.
+
+Imports `space`, torch and transformers; never `predictor` or `search`. The way in is `Evaluator`: it owns a dense
+model, installs one architecture after another in it by slicing and masking, measures each on text and keeps the pair.
+"""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evaluator.builtin import PACKAGED_MODELS
+from evaluator.checkpoint import DenseModel, choose_dtype, hash_weights, open_model
+from evaluator.evaluator import Evaluator
+from evaluator.measurement import Measurement, Protocol
+from evaluator.pruned_model import SecateurLlamaConfig, SecateurLlamaForCausalLM
+from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts
+from evaluator.store import Pair, PairStore
+
+# Where secateur is installed its exports load without trust_remote_code.
+AutoConfig.register(SecateurLlamaConfig.model_type, SecateurLlamaConfig, exist_ok=True)
+AutoModelForCausalLM.register(SecateurLlamaConfig, SecateurLlamaForCausalLM, exist_ok=True)
+
+__all__ = [
+    "PACKAGED_MODELS",
+    "SELF",
+    "SPLITS",
+    "DenseModel",
+    "Evaluator",
+    "Measurement",
+    "Pair",
+    "PairStore",
+    "Protocol",
+    "SecateurLlamaConfig",
+    "SecateurLlamaForCausalLM",
+    "SplitSizes",
+    "Texts",
+    "choose_dtype",
+    "hash_weights",
+    "load_texts",
+    "open_model",
+    "prepare_texts",
+]

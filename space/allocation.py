@@ -11,7 +11,7 @@ from space.layout import Layout
 WHOLE_FIRST, WHOLE_LAST = 4, 2
 # Few KV groups make attention a coarse and costly thing to cut, so the MLP gives alone down to this share of its width.
 _MLP_ALONE = 0.5
-_STEPS = 4096  # resolution of the bisection, finer than one channel of any MLP in use
+_STEPS = 2**20  # resolution of the bisection, finer than one channel of any MLP in use
 
 
 def whole_ends(layout: Layout) -> frozenset[int]:
@@ -45,7 +45,14 @@ def uniform_widths(layout: Layout, budgets: Sequence[Budget], whole: Collection[
             cut = LayerArchitecture(groups, round(layout.mlp_width * share))
         return _with_whole(layout, cut, whole)
 
-    return _largest(layout, budgets, candidate)
+    groups_kept = min(layer.kv_groups for layer in _largest(layout, budgets, candidate).layers)
+
+    def filled(step: int) -> Architecture:
+        cut = LayerArchitecture(groups_kept, round(layout.mlp_width * step / _STEPS))
+        return _with_whole(layout, cut, whole)
+
+    # A KV group is a large step; the MLP takes what the next group would have been too much for.
+    return _largest(layout, budgets, filled)
 
 
 def uniform_sparsity(layout: Layout, budgets: Sequence[Budget], whole: Collection[int] = ()) -> Architecture:

@@ -118,6 +118,13 @@ class SearchSpace:
             genes[:, column] = table[indices[:, column]]
         return genes.reshape(len(indices), self.layout.layers, len(GENES))
 
+    def allows(self, architecture: Architecture) -> bool:
+        """Return whether an architecture is in the space and meets every budget."""
+        try:
+            return bool(self.within(self.encode([architecture]))[0])
+        except ArchitectureError:
+            return False
+
     def decode(self, indices: Indices) -> list[Architecture]:
         """Turn encoded architectures into records."""
         return [
@@ -218,6 +225,9 @@ def build_space(
     attention_choices = removed + [Choice(width, level) for width in groups for level in levels]
     mlp_choices = removed + [Choice(width, level) for width in mlp for level in levels]
     key = budgets[0].metric if budgets else "nonzero_parameters"
-    attention_choices.sort(key=lambda c: (getattr(attention_cost(layout, c.width, c.sparsity), key), c.width))
-    mlp_choices.sort(key=lambda c: (getattr(mlp_cost(layout, c.width, c.sparsity), key), c.width))
+    # Where the budget's metric sees no sparsity, the sparser choice still comes first, so that the last one is dense.
+    attention_choices.sort(
+        key=lambda c: (getattr(attention_cost(layout, c.width, c.sparsity), key), c.width, -c.sparsity)
+    )
+    mlp_choices.sort(key=lambda c: (getattr(mlp_cost(layout, c.width, c.sparsity), key), c.width, -c.sparsity))
     return SearchSpace(layout, (tuple(attention_choices), tuple(mlp_choices)) * layout.layers, tuple(budgets))

@@ -1,0 +1,147 @@
+"""Measured pairs in SQLite: one row per architecture and protocol, never two, each in a transaction of its own."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from evaluator.measurement import Measurement, Protocol
+from space import Architecture, RunFolderError
+
+_APPLICATION_ID = 0x5ECA7E01  # marks the file as ours, in SQLite's header
+_VERSION = 1
+
+_metadata = sa.MetaData()
+_protocols = sa.Table(
+    "protocols",
+    _metadata,
+    sa.Column("fingerprint", sa.String(16), primary_key=True),
+    sa.Column("content", sa.Text, nullable=False),  # canonical JSON
+)
+_pairs = sa.Table(
+    "pairs",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("fingerprint", sa.String(16), nullable=False),
+    sa.Column("protocol", sa.String(16), sa.ForeignKey("protocols.fingerprint"), nullable=False),
+    sa.Column("origin", sa.String(16), nullable=False),
+    sa.Column("architecture", sa.Text, nullable=False),  # canonical JSON
+    sa.Column("nll", sa.Float, nullable=False),
+    sa.Column("nll_standard_error", sa.Float, nullable=False),
+    sa.Column("kl", sa.Float, nullable=False),
+    sa.Column("kl_standard_error", sa.Float, nullable=False),
+    sa.Column("agreement", sa.Float, nullable=False),
+    sa.Column("tokens", sa.Integer, nullable=False),
+    sa.Column("wall_seconds", sa.Float, nullable=False),
+    sa.Column("measured_at", sa.String(32), nullable=False),  # ISO 8601, UTC
+    sa.UniqueConstraint("fingerprint", "protocol"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An architecture, what it measured, and why it was measured."""
+
+    architecture: Architecture
+    measurement: Measurement
+    origin: str  # prior, random, searched, baseline, frontier or user
+
+
+class PairStore:
+    """The pairs of a run.
+
+    Args:
+        file: the SQLite file, made if missing.
+
+    Raises:
+        RunFolderError: the file is not a pair store of this version, or is damaged.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._engine = sa.create_engine(f"sqlite:///{file}")
+        try:
+            with self._engine.begin() as connection:
+                self._open(connection)
+        except sa.exc.DatabaseError as error:
+            if "full" in str(error):
+                raise
+            raise RunFolderError(
+                f"{file.name} must be an intact SQLite file, but {str(file)!r} is not ({error.orig}); "
+                "restore it, or choose another run folder."
+            ) from error
+
+    def _open(self, connection: sa.Connection) -> None:
+        mark = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        tables = sa.inspect(connection).get_table_names()
+        if not tables:
+            _metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.exec_driver_sql(f"PRAGMA user_version = {_VERSION}")
+        elif (mark, version) != (_APPLICATION_ID, _VERSION):
+            raise RunFolderError(
+                f"{self.file.name} must be a pair store of version {_VERSION}, but {str(self.file)!r} is a foreign or "
+                "newer file; choose another run folder."
+            )
+
+    def find(self, architecture: Architecture, protocol: Protocol) -> Measurement | None:
+        """Return the measurement of an architecture under a protocol, if there is one."""
+        where = (_pairs.c.fingerprint == architecture.fingerprint) & (_pairs.c.protocol == protocol.fingerprint)
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(_pairs).where(where)).one_or_none()
+        return None if row is None else _measurement(row)
+
+    def add(self, architecture: Architecture, measurement: Measurement, protocol: Protocol, origin: str) -> None:
+        """Keep a pair. A pair that is there already stays as it is."""
+        values = {name: value for name, value in asdict(measurement).items() if name in _pairs.c}
+        try:
+            with self._engine.begin() as connection:
+                known = sa.select(_protocols.c.fingerprint).where(_protocols.c.fingerprint == protocol.fingerprint)
+                if connection.execute(known).first() is None:
+                    row = {"fingerprint": protocol.fingerprint, "content": protocol.to_json()}
+                    connection.execute(_protocols.insert().values(row))
+                connection.execute(
+                    _pairs.insert().values(
+                        fingerprint=architecture.fingerprint,
+                        origin=origin,
+                        architecture=architecture.to_json(),
+                        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                        **values,
+                    )
+                )
+        except sa.exc.IntegrityError:
+            if self.find(architecture, protocol) is None:
+                raise
+
+    def pairs(self, protocol: str, origins: Sequence[str] | None = None) -> list[Pair]:
+        """Return the pairs of a protocol (its fingerprint) in the order they were measured."""
+        query = sa.select(_pairs).where(_pairs.c.protocol == protocol).order_by(_pairs.c.id)
+        if origins is not None:
+            query = query.where(_pairs.c.origin.in_(origins))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [Pair(Architecture.from_json(row.architecture), _measurement(row), row.origin) for row in rows]
+
+    def protocols(self) -> dict[str, Protocol]:
+        """Return all protocols by fingerprint."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(_protocols)).all()
+        return {row.fingerprint: Protocol(**json.loads(row.content)) for row in rows}
+
+    def tokens_measured(self) -> int:
+        """Return the predicted tokens over all pairs and protocols."""
+        with self._engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.coalesce(sa.func.sum(_pairs.c.tokens), 0))).scalar_one())
+
+    def close(self) -> None:
+        """Release the file."""
+        self._engine.dispose()
+
+
+def _measurement(row: sa.Row[tuple[object, ...]]) -> Measurement:
+    mapping = row._mapping
+    return Measurement(**{name: mapping[name] for name in Measurement.__dataclass_fields__})

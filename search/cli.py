@@ -1,0 +1,358 @@
+"""The command `secateur`: parse, validate, call. Every command has --json for machines."""
+
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from search.config import load_config
+from search.folder import RunFolder
+from search.progress import Reporter
+from space import Architecture, Layout, SearchSpace, SecateurError, SettingError, cost_of
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+REFUSED = 2
+
+app = typer.Typer(
+    name="secateur",
+    help="Find the best pruned version of a language model within a budget: measured, searched, exported.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as `secateur run` wrote it.")]
+Files = Annotated[list[Path], typer.Argument(metavar="ARCHITECTURE...", help="Architecture JSON files; - for stdin.")]
+
+
+@app.command(epilog="Example: secateur run --model smollm2-135m --budget parameters=0.8")
+def run(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Built-in name (smollm2-135m), folder, .gguf file or Hugging Face id."),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="METRIC=AMOUNT, repeatable; a fraction of the dense model's (parameters=0.8) or absolute "
+            "(weight_bytes=200M). Metrics: parameters, nonzero_parameters (both of the decoder layers), weight_bytes, "
+            "kv_cache_bytes_per_token, flops_per_token."
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text to calibrate and search on: self (default), a .txt or .jsonl file, or hub:DATASET."),
+    ] = None,
+    report_text: Annotated[
+        str | None, typer.Option(help="Another text to report on, e.g. a test set; default a held-back part.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every random draw; default 0.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/MODEL-BUDGET.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any settings; options win over it.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting as KEY=VALUE, e.g. search.rounds=6; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Search, measure, report and export the best pruned model; a stopped run goes on with the same command."""
+    from search.report import print_report
+    from search.run import run_search
+
+    given = {"model": model, "budget": budget, "text.source": text, "text.report": report_text, "seed": seed}
+    overrides = {key: value for key, value in given.items() if value is not None}
+    overrides.update(_parse_settings(setting or []))
+    settings = load_config(config, overrides)
+    folder = out or Path("runs") / _folder_name(settings.model, settings.budget)
+    reporter = Reporter()
+    best = run_search(settings, folder, reporter)
+    if as_json:
+        _print_json({"run": str(folder), **best})
+        return
+    console = Console()
+    print_report(best, console)
+    console.print(f"Run folder {folder}: report.html to look at, export/ to load. Hear it speak:", soft_wrap=True)
+    console.print(f'  secateur generate {folder / "export"} "Once upon a time"', soft_wrap=True)
+
+
+@app.command(epilog="Example: secateur sample runs/smollm2-135m-parameters-0.8 --count 3 > samples.jsonl")
+def sample(
+    folder: RunArgument,
+    count: Annotated[int, typer.Option(help="Architectures to draw.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Of the draws.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw architectures on a run's budget, one JSON object a line."""
+    import numpy as np
+
+    from space import sample as draw
+
+    space = _space(RunFolder(folder))
+    found = space.decode(draw(space, count, np.random.default_rng(seed)))
+    if as_json:
+        _print_json({"architectures": [_described(space.layout, architecture) for architecture in found]})
+        return
+    for architecture in found:
+        print(architecture.to_json())
+
+
+@app.command(epilog="Example: secateur measure runs/smollm2-135m-parameters-0.8 mine.json --split validate")
+def measure(
+    folder: RunArgument,
+    files: Files,
+    split: Annotated[str, typer.Option(help="Text to measure on: search, validate or report.")] = "search",
+    as_json: Json = False,
+) -> None:
+    """Measure architectures for real with a run's model, text and criterion, and keep the pairs."""
+    from search.session import open_evaluator
+
+    _one_of("split", split, ("search", "validate", "report"))
+    opened = RunFolder(folder)
+    architectures = _architectures(files, _space(opened))
+    reporter = Reporter(quiet=as_json)
+    with opened.locked(), open_evaluator(opened) as judge:
+        with reporter.stage("Measuring", len(architectures), "architectures") as advance:
+            found = judge.measure(architectures, split, "user", advance)
+        protocol = judge.protocol(split).fingerprint
+    rows = [
+        {**_described(judge.dense.layout, architecture), "measured": measurement.to_dict(), "protocol": protocol}
+        for architecture, measurement in zip(architectures, found, strict=True)
+    ]
+    if as_json:
+        _print_json({"split": split, "results": rows})
+        return
+    for architecture, told in zip(architectures, found, strict=True):
+        print(
+            f"{architecture.fingerprint}  perplexity {told.perplexity:.2f} ± {told.perplexity_standard_error:.2f}"
+            f"  KL {told.kl:.4f} ± {told.kl_standard_error:.4f}  ({told.tokens:,} tokens)"
+        )
+
+
+@app.command(epilog="Example: secateur fit runs/smollm2-135m-parameters-0.8")
+def fit(
+    folder: RunArgument,
+    seed: Annotated[int | None, typer.Option(help="Of folds and trees; default the run's.", min=0)] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit the predictor on all pairs of a run, those that you measured included, and say how good it is."""
+    from search.session import refit
+
+    quality = refit(RunFolder(folder), seed)
+    if as_json:
+        _print_json({"quality": quality})
+        return
+    for name, value in quality.items():
+        print(f"{name:<26} {value:.3f}" if isinstance(value, float) else f"{name:<26} {value}")
+
+
+@app.command(epilog="Example: secateur predict runs/smollm2-135m-parameters-0.8 --set 3.mlp_width=768")
+def predict(
+    folder: RunArgument,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[ARCHITECTURE...]", help="JSON files; - for stdin; none: the winner."),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="LAYER.GENE=VALUE changed against each architecture, e.g. 3.mlp_width=768."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the predictor what an architecture would measure; no model is loaded."""
+    from predictor import AccuracyPredictor
+
+    opened = RunFolder(folder)
+    space = _space(opened)
+    asked = _architectures(files, space) if files else [Architecture.from_dict(opened.best()["architecture"])]
+    asked = [_changed(architecture, changes or [], space) for architecture in asked]
+    predictor = AccuracyPredictor.load(opened.predictor)
+    answer = predictor.predict(asked)
+    rows = [
+        {
+            **_described(space.layout, architecture),
+            "predicted": {"target": predictor.target, "value": value, "lower": lower, "upper": upper},
+            "protocol": predictor.protocol,
+        }
+        for architecture, value, lower, upper in zip(
+            asked, answer.value.tolist(), answer.lower.tolist(), answer.upper.tolist(), strict=True
+        )
+    ]
+    if as_json:
+        _print_json({"results": rows})
+        return
+    dense = cost_of(space.layout, Architecture.dense(space.layout))
+    for row in rows:
+        told = row["predicted"]
+        share = row["cost"]["parameters"] / dense.parameters
+        print(
+            f"{row['fingerprint']}  KL {told['value']:.4f} (90 % interval {told['lower']:.4f} to {told['upper']:.4f})"
+            f"  {share:.1%} of the decoder's parameters"
+        )
+
+
+@app.command(epilog="Example: secateur report runs/smollm2-135m-parameters-0.8")
+def report(folder: RunArgument, as_json: Json = False) -> None:
+    """Print a finished run's comparison and write report.html anew."""
+    from search.report import print_report
+    from search.session import rewrite_report
+
+    opened = RunFolder(folder)
+    best = opened.best()
+    page = rewrite_report(opened)
+    if as_json:
+        _print_json({"report": str(page), **best})
+        return
+    console = Console()
+    print_report(best, console)
+    console.print(f"Page: {page}", soft_wrap=True)
+
+
+@app.command(epilog="Example: secateur export runs/smollm2-135m-parameters-0.8 --out my-pruned-model")
+def export(
+    folder: RunArgument,
+    format: Annotated[str, typer.Option(help="huggingface.")] = "huggingface",  # noqa: A002  the option's name
+    out: Annotated[Path | None, typer.Option(help="Folder to make; default export/ in the run folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Export a finished run's winner; a fresh process checks that it gives the same logits."""
+    from search.export.best import export_best
+
+    target = export_best(folder, format, out)
+    _print_json({"export": str(target)}) if as_json else print(target)
+
+
+@app.command(epilog='Example: secateur generate runs/smollm2-135m-parameters-0.8/export "Once upon a time"')
+def generate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An exported model.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to add.", min=1)] = 60,
+    seed: Annotated[int | None, typer.Option(help="Sample with this seed; default the likeliest text.", min=0)] = None,
+    as_json: Json = False,
+) -> None:
+    """Let an exported model continue a text."""
+    from search.export.best import generate_text
+
+    with redirect_stdout(sys.stderr):
+        text = generate_text(folder, prompt, tokens, seed)
+    _print_json({"text": text}) if as_json else print(text)
+
+
+def main() -> None:
+    """Run the command line: 0 done, 2 refused with one sentence, 130 interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(_guarded(lambda: app(standalone_mode=True)))
+
+
+def _guarded(call: Callable[[], Any]) -> int:
+    try:
+        call()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except SecateurError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if _disk_full(error):
+            return _refuse(
+                "Results must fit on the disk, but it is full; free some space and repeat the command, it goes on "
+                "where it stopped."
+            )
+        raise
+    return 0
+
+
+def _refuse(sentence: str) -> int:
+    print(f"secateur: {sentence}", file=sys.stderr)
+    return REFUSED
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one it came from, says that the disk is full; libraries wrap it in their own."""
+    while error is not None:
+        full = isinstance(error, sqlite3.OperationalError) and "full" in str(error)
+        if full or "No space left on device" in str(error) or "os error 28" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _parse_settings(settings: list[str]) -> dict[str, Any]:
+    parsed = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise SettingError(f"--set must be KEY=VALUE, but is {setting!r}; write for example search.rounds=6.")
+        parsed[key.strip()] = yaml.safe_load(value)
+    return parsed
+
+
+def _folder_name(model: str, budgets: tuple[str, ...]) -> str:
+    name = Path(model).name or model
+    return "-".join([name.removesuffix(".gguf"), *(budget.replace("=", "-").replace(" ", "") for budget in budgets)])
+
+
+def _space(folder: RunFolder) -> SearchSpace:
+    return folder.config().search_space(folder.layout())
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingError(f"--{name} must be one of {', '.join(allowed)}, but is {value!r}; choose one.")
+
+
+def _architectures(files: list[Path], space: SearchSpace) -> list[Architecture]:
+    """Read architectures, one per file or one per line, and check that they are in the space."""
+    found = []
+    for file in files:
+        try:
+            content = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise SettingError(f"An architecture file must be readable, but {str(file)!r} is not; check it.") from None
+        lines = [line.strip() for line in content.splitlines() if line.strip()]
+        one_a_line = len(lines) > 1 and all(line.startswith("{") and line.endswith("}") for line in lines)
+        found += [Architecture.from_json(text) for text in (lines if one_a_line else [content])]
+    space.encode(found)
+    return found
+
+
+def _changed(architecture: Architecture, changes: list[str], space: SearchSpace) -> Architecture:
+    for change in changes:
+        place, _, value = change.partition("=")
+        layer, _, gene = place.partition(".")
+        try:
+            architecture = architecture.replace(int(layer), **{gene: yaml.safe_load(value)})
+        except (ValueError, TypeError, IndexError):
+            raise SettingError(
+                f"--set must be LAYER.GENE=VALUE with a layer of 0 to {space.layout.layers - 1} and a gene of "
+                f"kv_groups, mlp_width, attention_sparsity or mlp_sparsity, but is {change!r}; "
+                "write for example 3.mlp_width=768."
+            ) from None
+    space.encode([architecture])
+    return architecture
+
+
+def _described(layout: Layout, architecture: Architecture) -> dict[str, Any]:
+    return {
+        "fingerprint": architecture.fingerprint,
+        "architecture": architecture.to_dict(),
+        "cost": cost_of(layout, architecture).to_dict(),
+    }
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(values))
+
+
+if __name__ == "__main__":
+    main()

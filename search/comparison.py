@@ -1,0 +1,189 @@
+"""The winner beside its baselines, in words and formatted numbers; terminal, page and model card all say the same."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from space import Architecture, Budget, Cost, RunFolderError
+
+FORMAT = 1  # of best.json
+DASH = "–"
+COLUMNS = (
+    ("Parameters", "share of the dense decoder's parameters, zeros included"),
+    ("Non-zero", "share of the dense decoder's parameters that are not masked"),
+    ("Weights, MB", "bytes of all weights in bf16, embeddings included, in millions"),
+    ("KV, B/token", "bytes of key-value cache per token"),
+    ("FLOPs", "share of the dense decoder's FLOPs per token"),
+    ("Perplexity", "on the report text, ± standard error"),
+    ("KL", "divergence of the next-token distribution from the dense model's on the report text, nats per token"),
+    ("Agreement", "share of tokens whose most likely next token is the dense model's"),
+    ("vs uniform", "relative change of perplexity against uniform pruning"),
+)
+METRIC_NAMES = {
+    "parameters": "decoder parameters",
+    "nonzero_parameters": "non-zero decoder parameters",
+    "weight_bytes": "weight bytes",
+    "kv_cache_bytes_per_token": "KV cache bytes per token",
+    "flops_per_token": "decoder FLOPs per token",
+}
+BASELINES = {
+    "dense": "dense",
+    "uniform": "uniform",
+    "uniform_whole_ends": "uniform, whole ends",
+    "best_random": "best random",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """One measured architecture, with what was predicted of it before or out of fold."""
+
+    fingerprint: str
+    architecture: Architecture
+    kind: str  # "prior" (one sub-block changed), "random", "searched", "frontier" (other budgets) or "baseline"
+    cost: Cost
+    kl: float  # nats per token, on the search text
+    kl_standard_error: float
+    perplexity: float
+    predicted: float | None  # KL, as are the two ends of its interval
+    lower: float | None
+    upper: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """One model of the comparison, formatted."""
+
+    label: str
+    cells: tuple[str, ...]  # in the order of COLUMNS
+    winner: bool
+
+
+def pareto_front(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
+    """Return the indices of the points that no other point beats in both cost and loss, cheapest first.
+
+    Of points equal in both, the first counts.
+
+    Args:
+        costs: one a point, less is better.
+        losses: one a point, less is better.
+
+    Raises:
+        ValueError: the two differ in length.
+    """
+    if len(costs) != len(losses):
+        raise ValueError(f"Each point needs a cost and a loss, but there are {len(costs)} and {len(losses)}.")
+    front: list[int] = []
+    for index in np.lexsort((losses, costs)).tolist():
+        if not front or losses[index] < losses[front[-1]]:
+            front.append(index)
+    return front
+
+
+def headline(best: Mapping[str, Any]) -> str:
+    """Say in one sentence what the search gained, on the report text and against uniform pruning."""
+    budget = Budget.parse(best["budgets"][0]) if best["budgets"] else Budget("parameters", 1.0)
+    share = best["cost"][budget.metric] / best["dense_cost"][budget.metric]
+    owner = f"the decoder's {METRIC_NAMES[budget.metric].replace('decoder ', '')}"
+    if not METRIC_NAMES[budget.metric].count("decoder"):
+        owner = f"the dense model's {METRIC_NAMES[budget.metric]}"
+    text = f"{100 * share:.3g} % of {owner}"
+    mine, other = best["measured"].get("report"), _split(best, "uniform")
+    if not mine:
+        return f"{text}, not yet measured on the report text."
+    text += f", perplexity {_with_error(mine, 'perplexity')}"
+    if not other:
+        return f"{text}."
+    change = mine["perplexity"] / other["perplexity"] - 1
+    text += f" against {_perplexity(other['perplexity'])} for uniform pruning ({100 * change:+.0f} %)"
+    spread = (mine["perplexity_standard_error"] ** 2 + other["perplexity_standard_error"] ** 2) ** 0.5
+    if abs(mine["perplexity"] - other["perplexity"]) < 2 * spread:
+        text += "; the difference is within twice its standard error, so take the two as equal"
+    return f"{text}."
+
+
+def title_of(best: Mapping[str, Any]) -> str:
+    return f"{best['model']} pruned to {', '.join(best['budgets']) or 'no budget'}"
+
+
+def comparison(best: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[ComparisonRow]]:
+    """Return the columns that are of use here, and the rows: dense, baselines, winner."""
+    if best.get("format") != FORMAT:
+        raise RunFolderError(
+            f"best.json must be of format {FORMAT}, but is of {best.get('format')!r}; run the search again with this "
+            "version, or open the run with the version that wrote it."
+        )
+    dense, baselines = best["dense_cost"], best["baselines"]
+    order = [name for name in BASELINES if name in baselines] + [name for name in baselines if name not in BASELINES]
+    models = [(BASELINES.get(name, name.replace("_", " ")), baselines[name], name == "uniform") for name in order]
+    uniform = _split(best, "uniform")
+    rows = []
+    for label, model, is_uniform in (*models, ("winner", best, False)):
+        cost, report = model["cost"], model["measured"].get("report")
+        against = None if is_uniform or not report or not uniform else report["perplexity"] / uniform["perplexity"] - 1
+        cells = (
+            _percent(cost["parameters"] / dense["parameters"]),
+            _percent(cost["nonzero_parameters"] / dense["parameters"]),
+            f"{cost['weight_bytes'] / 1e6:,.1f}",
+            f"{cost['kv_cache_bytes_per_token']:,}",
+            _percent(cost["flops_per_token"] / dense["flops_per_token"]),
+            _with_error(report, "perplexity") if report else DASH,
+            _with_error(report, "kl") if report else DASH,
+            _percent(report["agreement"]) if report else DASH,
+            DASH if against is None else f"{100 * against:+.0f} %",
+        )
+        rows.append(ComparisonRow(label, cells, model is best))
+    if any(row.cells[0] != row.cells[1] for row in rows):
+        return list(COLUMNS), rows
+    fewer = [ComparisonRow(row.label, row.cells[:1] + row.cells[2:], row.winner) for row in rows]
+    return [*COLUMNS[:1], *COLUMNS[2:]], fewer
+
+
+def _split(best: Mapping[str, Any], baseline: str) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = best["baselines"].get(baseline, {}).get("measured", {}).get("report")
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.1f}" if value < 10_000 else f"{value:.2e}"
+
+
+def _with_error(measured: Mapping[str, Any], name: str) -> str:
+    value, error = measured[name], measured[f"{name}_standard_error"]
+    if name == "perplexity":
+        return f"{_perplexity(value)} ± {_perplexity(error)}"
+    return f"{value:.3f} ± {error:.3f}"
+
+
+def notes(best: Mapping[str, Any]) -> Iterator[str]:
+    texts, report = best["texts"], best["measured"].get("report")
+    count = f"; {report['tokens']:,} tokens counted" if report else ""
+    yield f"Perplexity, KL and agreement are of the report text: {texts.get('report', DASH)}{count}."
+    yield (
+        f"The search did not see it; it measured on {texts.get('search', DASH)}, chose on "
+        f"{texts.get('validate', DASH)}, and ran {best['tokens_through_model']:,} tokens through the model in "
+        f"{duration(best['wall_seconds'])} (seed {best['seed']})."
+    )
+    tau, predicted = best["quality"].get("kendall_tau"), best.get("predicted")
+    line = f"The predictor's held-out Kendall tau is {DASH if tau is None else format(tau, '.2f')}"
+    if predicted:
+        line += (
+            f"; for the winner it said a {predicted['target'].upper()} of {predicted['value']:.3g} "
+            f"({predicted['lower']:.3g} to {predicted['upper']:.3g})"
+        )
+        searched = best["measured"].get("search", {})
+        if predicted["target"] in searched:
+            line += f", measured {searched[predicted['target']]:.3g}"
+    yield f"{line}."
+
+
+def duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s" if minutes else f"{left} s"

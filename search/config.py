@@ -1,0 +1,167 @@
+"""Settings of a run: one YAML file, each default written once with its reason, the resolved ones saved."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from space import Budget, Layout, SearchSpace, SettingError, build_space
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextConfig(_Settings):
+    """Text for calibrating, searching, validating and reporting; always disjoint."""
+
+    # Text that the model writes itself needs no data, and is close to what the model was trained on.
+    source: str = "self"
+    # Another text for the report, e.g. a benchmark's test set; None reports on a split of `source`.
+    report: str | None = None
+    sequence_length: int = Field(512, ge=16)  # tokens
+    calibrate: int = Field(32, ge=1)  # sequences; 16,384 tokens settle Wanda's norms
+    search: int = Field(4, ge=1)  # sequences; measured several hundred times, so few
+    validate_: int = Field(16, ge=1, alias="validate")  # sequences; the finalists are told apart on these
+    report_sequences: int = Field(32, ge=1)  # sequences
+
+
+class SpaceConfig(_Settings):
+    """Which architectures are allowed."""
+
+    # None: widths, unless a budget on nonzero_parameters asks for sparsity.
+    widths: bool | None = None
+    sparsities: tuple[float, ...] | None = None
+    width_step: int | None = Field(None, ge=1)  # channels; None takes 128, less for narrow models
+    removal: bool = True  # whether attention and MLP sub-blocks may be removed whole
+
+
+class SearchConfig(_Settings):
+    """How much is measured and searched. More of everything is better and slower."""
+
+    random_pairs: int = Field(24, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
+    guided_pairs: int = Field(40, ge=0)  # near the additive prior's optimum: its view of where the search will go
+    rounds: int = Field(4, ge=1)  # fit, search, measure the best
+    picks: int = Field(12, ge=1)  # architectures measured per round
+    trials: int = Field(48, ge=1)  # Optuna trials per round, each the best of `candidates`
+    candidates: int = Field(1024, ge=16)  # architectures the predictor screens per trial
+    finalists: int = Field(6, ge=1)  # measured on the validation text; the best there wins
+    gate: float = Field(0.4, ge=-1, le=1)  # held-out Kendall tau below which more pairs are measured first
+
+
+# Sparsity levels when a budget on nonzero_parameters asks for sparsity: steps of 10 % around the usual 50 to 70 %.
+_DEFAULT_SPARSITIES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+
+class RunConfig(_Settings):
+    """Everything that determines a run's result."""
+
+    model: str  # a built-in name, a folder, a .gguf file or a Hugging Face id
+    budget: tuple[str, ...] = Field(min_length=1)  # METRIC=AMOUNT each, all must hold
+    text: TextConfig = TextConfig.model_validate({})
+    space: SpaceConfig = SpaceConfig.model_validate({})
+    search: SearchConfig = SearchConfig.model_validate({})
+    criterion: Literal["wanda"] = "wanda"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "cpu"
+    seed: int = Field(0, ge=0)
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets, parsed."""
+        return tuple(Budget.parse(text) for text in self.budget)
+
+    def search_space(self, layout: Layout) -> SearchSpace:
+        """Return the search space of a model under these settings.
+
+        Raises:
+            BudgetError: no architecture meets the budgets.
+            SettingError: a step or sparsity is out of range.
+        """
+        asks_sparsity = any(budget.metric == "nonzero_parameters" for budget in self.budgets)
+        widths = not asks_sparsity if self.space.widths is None else self.space.widths
+        sparsities = self.space.sparsities
+        if sparsities is None:
+            sparsities = _DEFAULT_SPARSITIES if asks_sparsity else (0.0,)
+        return build_space(
+            layout,
+            self.budgets,
+            widths=widths,
+            width_step=self.space.width_step,
+            removal=self.space.removal and widths,
+            sparsities=sparsities,
+        )
+
+    def to_yaml(self) -> str:
+        """Return the resolved settings as YAML."""
+        text: str = yaml.safe_dump(json.loads(self.model_dump_json(by_alias=True)), sort_keys=False)
+        return text
+
+
+def load_config(file: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """Read settings from a YAML file and lay others over them.
+
+    Args:
+        file: the YAML file; None for defaults alone.
+        overrides: dotted keys, e.g. `text.source`, with values that win over the file's.
+
+    Raises:
+        SettingError: the file is missing or not YAML, or a setting is unknown or out of range.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except OSError:
+            raise SettingError(f"A config file must exist, but {str(file)!r} cannot be read; check the path.") from None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise SettingError(f"A config file must be YAML, but {str(file)!r} is not; repair it.") from None
+        if not isinstance(values, dict):
+            raise SettingError(f"A config file must hold settings by name, but {str(file)!r} does not; see `--help`.")
+    for key, value in overrides.items():
+        inner = values
+        *path, last = key.split(".")
+        for part in path:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise SettingError(f"{part} must hold settings by name to set {key}, but is {inner!r}.")
+        inner[last] = value
+    if isinstance(values.get("budget"), str):
+        values["budget"] = [values["budget"]]
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """Check settings.
+
+    Raises:
+        SettingError: a setting is unknown, missing or out of range.
+        BudgetError: a budget cannot be read.
+    """
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise SettingError(_explain(error)) from None
+    _ = config.budgets  # refuse early
+    return config
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(_known_settings(first["loc"][:-1]))
+        return f"A setting must be one of {known}, but {name!r} is none of them; remove or rename it."
+    if first["type"] == "missing":
+        return f"The setting {name!r} must be given, but is missing; add it, e.g. --{name} on the command line."
+    return f"The setting {name!r} must be valid, but is {first.get('input')!r}: {first['msg']}; change it."
+
+
+def _known_settings(path: Sequence[int | str]) -> list[str]:
+    model: Any = RunConfig
+    for part in path:
+        model = model.model_fields[str(part)].annotation
+    return [field.alias or name for name, field in model.model_fields.items()]

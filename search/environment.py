@@ -1,0 +1,59 @@
+"""What a number was computed with."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluator import DenseModel
+
+_PACKAGES = ("secateur", "torch", "transformers", "numpy", "scikit-learn", "xgboost-cpu", "optuna")
+
+
+def describe_environment(dense: DenseModel) -> dict[str, Any]:
+    """Return versions, processor, threads, dtype and commit of this process."""
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "git": commit(),
+        "platform": platform.system(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": str(dense.model.device),
+        "dtype": dense.dtype,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """Return the commit of the source tree this runs from, with `+` where it has changes; None outside of one."""
+    root = Path(__file__).parent.parent
+    try:
+        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "-C", root, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip()[:12] + ("+" if changes.stdout.strip() else "")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,145 @@
+"""Export as a Hugging Face folder: safetensors, tokenizer, and the modelling file that knows uneven layers."""
+
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from evaluator import DenseModel, SecateurLlamaConfig, SecateurLlamaForCausalLM, pruned_model
+from evaluator.accuracy import BATCH_TOKENS
+from evaluator.checkpoint import quiet_transformers
+from space import Architecture, ExportError
+
+MARK = "secateur.json"  # names the folder as an export of ours, so that it may be replaced
+_MODELLING_FILE = "modeling_secateur"
+_PROBE_TOKENS = 128
+
+
+def pruned_config(dense: DenseModel, architecture: Architecture) -> SecateurLlamaConfig:
+    """Return the configuration of a pruned model.
+
+    Args:
+        dense: the model it comes from.
+        architecture: what is kept.
+    """
+    layout = dense.layout
+    values = dense.model.config.to_dict()
+    for key in ("model_type", "architectures", "transformers_version", "_name_or_path", "_model_name_or_path"):
+        values.pop(key, None)
+    per_layer: dict[str, dict[str, Any]] = {}
+    for index, layer in enumerate(architecture.layers):
+        own: dict[str, Any] = {}
+        skip = [name for name, width in (("attention", layer.kv_groups), ("mlp", layer.mlp_width)) if width == 0]
+        if skip:
+            own["skip"] = skip
+        if 0 < layer.kv_groups < layout.kv_groups:
+            own["num_key_value_heads"] = layer.kv_groups
+            own["num_attention_heads"] = layer.kv_groups * layout.heads_per_group
+        if 0 < layer.mlp_width < layout.mlp_width:
+            own["intermediate_size"] = layer.mlp_width
+        if own:
+            per_layer[str(index)] = own
+    if per_layer:
+        values["per_layer_config"] = per_layer
+    if any(layer.kv_groups == 0 for layer in architecture.layers):
+        # A cache asks its first attention layer how long it is; "moe" tells it which layers have none.
+        values["layer_types"] = ["full_attention" if layer.kv_groups else "moe" for layer in architecture.layers]
+    values["head_dim"] = layout.head_dim
+    return SecateurLlamaConfig(**values)
+
+
+def write_folder(
+    dense: DenseModel, architecture: Architecture, target: Path, record: Mapping[str, Any], card: str
+) -> None:
+    """Write the pruned model that is installed in `dense` now as a folder, and check it in a fresh process.
+
+    The folder is written beside and renamed into place when the check has passed. An older export of ours at `target`
+    is replaced; anything else there is left alone.
+
+    Args:
+        dense: the model, with `architecture` installed.
+        architecture: what is kept.
+        target: folder to make.
+        record: written as secateur.json.
+        card: text of README.md.
+
+    Raises:
+        ExportError: the target is something else, or the folder does not give the logits of the model in memory.
+    """
+    if target.exists() and not (target / MARK).exists():
+        raise ExportError(
+            f"An export must go to a new folder or replace an export of ours, but {str(target)!r} holds something "
+            "else; choose another with --out."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    _save(dense, architecture, beside)
+    (beside / MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (beside / "README.md").write_text(card, encoding="utf-8")
+    verify(dense, beside)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    beside.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _save(dense: DenseModel, architecture: Architecture, folder: Path) -> None:
+    with quiet_transformers():
+        _save_files(dense, architecture, folder)
+
+
+def _save_files(dense: DenseModel, architecture: Architecture, folder: Path) -> None:
+    config = pruned_config(dense, architecture)
+    config.dtype = dense.model.dtype
+    config.auto_map = {
+        "AutoConfig": f"{_MODELLING_FILE}.{SecateurLlamaConfig.__name__}",
+        "AutoModelForCausalLM": f"{_MODELLING_FILE}.{SecateurLlamaForCausalLM.__name__}",
+    }
+    with torch.device("meta"):
+        model = SecateurLlamaForCausalLM(config)
+    weights = {name: tensor.contiguous() for name, tensor in dense.model.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    if dense.model.generation_config is not None:
+        model.generation_config = dense.model.generation_config
+    model.save_pretrained(folder)
+    dense.tokenizer.save_pretrained(folder)
+    shutil.copyfile(inspect.getfile(pruned_model), folder / f"{_MODELLING_FILE}.py")
+
+
+def verify(dense: DenseModel, folder: Path) -> None:
+    """Load a folder in a fresh process and compare its logits with those of the model in memory, bit for bit.
+
+    Raises:
+        ExportError: it does not load, or a logit differs.
+    """
+    rng = torch.Generator().manual_seed(0)
+    length = min(_PROBE_TOKENS, dense.longest_sequence, BATCH_TOKENS)
+    tokens = torch.randint(dense.layout.vocabulary, (1, length), generator=rng)
+    with torch.inference_mode():
+        logits: Tensor = dense.model(tokens.to(dense.model.device), use_cache=False).logits.cpu()
+    with tempfile.TemporaryDirectory() as scratch:
+        probe = Path(scratch) / "probe.safetensors"
+        save_file({"tokens": tokens, "logits": logits.contiguous()}, probe)
+        command = [sys.executable, "-m", "search.export.verify", str(folder), str(probe), str(dense.model.device)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        outcome = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if outcome.returncode:
+        reason = (outcome.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ExportError(
+            f"An export must load in a fresh process with the logits of the model in memory, but {str(folder)!r} "
+            f"does not: {reason}; report this, and keep the run folder."
+        )

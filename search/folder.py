@@ -1,0 +1,209 @@
+"""The run folder: the artefacts of a run by name, each written whole or not at all.
+
+config.yaml layout.json texts.safetensors statistics.safetensors measurements.db predictor/ study.db best.json
+report.html export/
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from search.config import RunConfig, parse_config
+from space import Layout, RunFolderError, SettingError
+
+if TYPE_CHECKING:
+    from evaluator import Texts
+
+
+class RunFolder:
+    """Paths and small artefacts of one run.
+
+    Args:
+        path: the folder, made by `prepare` if missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.layout_file = path / "layout.json"
+        self.texts_file = path / "texts.safetensors"
+        self.generated = path / "generated"
+        self.statistics_file = path / "statistics.safetensors"
+        self.measurements_file = path / "measurements.db"
+        self.predictor = path / "predictor"
+        self.study_file = path / "study.db"
+        self.best_file = path / "best.json"
+        self.report_file = path / "report.html"
+        self.export = path / "export"
+
+    def check(self, config: RunConfig) -> None:
+        """Check that the folder is new or holds this very run, changing nothing.
+
+        Raises:
+            RunFolderError: the folder holds something else, or a run with other settings.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"A run folder must be a folder, but {str(self.path)!r} is a file; choose another.")
+        if self.config_file.exists():
+            self._compare(self.config(), config)
+            return
+        if self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise RunFolderError(
+                f"A run folder must be new or hold a run, but {str(self.path)!r} holds other files and no config.yaml; "
+                "choose another with --out."
+            )
+
+    def prepare(self, config: RunConfig) -> None:
+        """Make the folder for a run, or check that it holds this very run.
+
+        Raises:
+            RunFolderError: the folder holds something else, or a run with other settings; nothing is changed.
+        """
+        self.check(config)
+        if not self.config_file.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.config_file, config.to_yaml())
+
+    def discard(self) -> None:
+        """Take back a folder whose run was refused before it measured anything."""
+        for file in (self.config_file, self.layout_file, self.path / ".lock"):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            self.path.rmdir()
+
+    def texts(self) -> "Texts":
+        """Return the run's texts.
+
+        Raises:
+            RunFolderError: the file is missing or damaged.
+        """
+        from safetensors import SafetensorError
+
+        from evaluator import load_texts  # late: reading a run's numbers needs no torch
+
+        try:
+            return load_texts(self.texts_file)
+        except (OSError, SafetensorError, TypeError) as error:
+            raise RunFolderError(
+                f"texts.safetensors of a run folder must be intact, but the one in {str(self.path)!r} is not "
+                f"({error}); restore it or choose another folder."
+            ) from error
+
+    def _compare(self, saved: RunConfig, asked: RunConfig) -> None:
+        if saved == asked:
+            return
+        before, now = saved.model_dump(by_alias=True), asked.model_dump(by_alias=True)
+        key = next(key for key in before if before[key] != now[key])
+        raise RunFolderError(
+            f"A run folder must be continued with its own settings, but {str(self.path)!r} has {key} {before[key]!r} "
+            f"and this command says {now[key]!r}; choose another folder with --out, or repeat the settings in its "
+            "config.yaml."
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process from working on the same run.
+
+        Raises:
+            RunFolderError: another process holds the run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise RunFolderError(
+                f"A run must be worked on by one process, but another one holds {str(self.path)!r}; wait for it."
+            ) from None
+
+    def config(self) -> RunConfig:
+        """Return the saved settings.
+
+        Raises:
+            RunFolderError: the folder is no run folder, or its settings are damaged.
+        """
+        if not self.config_file.exists():
+            raise RunFolderError(
+                f"A run folder must hold a config.yaml, but {str(self.path)!r} does not; "
+                "give the folder that `secateur run` wrote."
+            )
+        try:
+            return parse_config(yaml.safe_load(self.config_file.read_text(encoding="utf-8")))
+        except (SettingError, yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
+            raise RunFolderError(
+                f"The config.yaml of a run folder must be intact, but the one in {str(self.path)!r} is not "
+                f"({str(error).splitlines()[0]}); restore it or choose another folder."
+            ) from error
+
+    def keep_layout(self, model: str, weights_hash: str, layout: Layout) -> None:
+        """Write which model the run is about, or check that it is the same as before.
+
+        Raises:
+            RunFolderError: the run was begun with another model's weights.
+        """
+        values = {"model": model, "weights_hash": weights_hash, "layout": layout.to_dict()}
+        if self.layout_file.exists():
+            saved = self.read_json(self.layout_file)
+            if (saved.get("weights_hash"), saved.get("layout")) != (weights_hash, values["layout"]):
+                raise RunFolderError(
+                    f"A run must go on with the model it began with, but {str(self.path)!r} was written by weights "
+                    f"{saved.get('weights_hash')} and {model!r} now has {weights_hash}; "
+                    "choose another folder with --out."
+                )
+            return
+        write_json(self.layout_file, values)
+
+    def layout(self) -> Layout:
+        """Return the layout of the run's dense model."""
+        return Layout.from_dict(self.read_json(self.layout_file)["layout"])
+
+    def best(self) -> dict[str, Any]:
+        """Return the content of best.json.
+
+        Raises:
+            RunFolderError: the run is not finished, or the file is damaged.
+        """
+        if not self.best_file.exists():
+            raise RunFolderError(
+                f"A finished run must hold a best.json, but {str(self.path)!r} does not; "
+                "finish it with the command that began it."
+            )
+        return self.read_json(self.best_file)
+
+    def read_json(self, file: Path) -> dict[str, Any]:
+        """Read one of the folder's JSON files.
+
+        Raises:
+            RunFolderError: the file is missing or damaged.
+        """
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("it is not an object")
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"{file.name} of a run folder must be intact JSON, but the one in {str(self.path)!r} is not ({error}); "
+                "restore it or choose another folder."
+            ) from error
+        return values
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file beside, make sure it is on the disk, then rename it into place."""
+    beside = file.with_name(f".{file.name}.partial")
+    with beside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.replace(file)
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON beside, then rename it into place."""
+    write_text(file, json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,83 @@
+"""Progress of long stages: what, how far, how fast, how long still."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+_LINE_SECONDS = 15.0  # where there is no terminal, a line this often
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Return the rate of a stage in its own unit."""
+        unit = task.fields.get("unit", "")
+        return Text(f"{task.speed:,.1f} {unit}/s" if task.speed else "", style="cyan")
+
+
+class Reporter:
+    """Tells a person how a run is doing, on standard error so that standard output stays for results.
+
+    Args:
+        quiet: say nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._quiet = quiet
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._console.print(text, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Show a stage's progress while it lasts.
+
+        Args:
+            title: what is being done.
+            total: units of work.
+            unit: what is counted, in the plural.
+
+        Yields:
+            A function to be told of each amount of work done.
+        """
+        if self._quiet:
+            yield lambda _: None
+        elif self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description:<34}"), BarColumn(24), MofNCompleteColumn(), _Rate(),
+                TextColumn("left"), TimeRemainingColumn(),
+            )  # fmt: skip
+            with Progress(*columns, console=self._console) as progress:
+                task = progress.add_task(title, total=total, unit=unit)
+                yield lambda amount: progress.advance(task, amount)
+        else:
+            with self._lines(title, total, unit) as advance:
+                yield advance
+
+    @contextmanager
+    def _lines(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        started = last = time.monotonic()
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done, last
+            done += amount
+            now = time.monotonic()
+            if now - last >= _LINE_SECONDS and done < total:
+                last = now
+                rate = done / (now - started)
+                print(
+                    f"{title}: {done:,} of {total:,} {unit}, {rate:,.1f}/s, {(total - done) / rate:,.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        yield advance
+        seconds = time.monotonic() - started
+        print(f"{title}: {done:,} {unit} in {seconds:,.1f} s", file=sys.stderr, flush=True)

@@ -1,0 +1,108 @@
+"""The content of best.json, and the rows that the report draws."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluator import Evaluator, Measurement, Pair
+from predictor import AccuracyPredictor
+from search.config import RunConfig
+from search.report import PairRow
+from space import Architecture, Layout, SearchSpace, cost_of
+
+FORMAT = 1  # of best.json
+
+
+def best_record(
+    config: RunConfig,
+    judge: Evaluator,
+    space: SearchSpace,
+    everyone: Mapping[str, Architecture],
+    measured: Mapping[str, Mapping[str, Measurement]],
+    predictor: AccuracyPredictor,
+    rounds: Sequence[Mapping[str, Any]],
+    wall_seconds: float,
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the content of best.json.
+
+    Args:
+        config: the run's settings.
+        judge: what measured.
+        space: the search space.
+        everyone: the baselines and, as `winner`, the winner.
+        measured: by split, then by name in `everyone`.
+        predictor: the last one fitted.
+        rounds: what each round reached.
+        wall_seconds: since this process began the run.
+        environment: what it ran with.
+    """
+    layout, texts = space.layout, judge.texts
+    winner = everyone["winner"]
+    predicted = predictor.predict([winner])
+    return {
+        "format": FORMAT,
+        "model": config.model,
+        "weights_hash": judge.dense.weights_hash,
+        "budgets": list(config.budget),
+        "seed": config.seed,
+        "layout": layout.to_dict(),
+        "architecture": winner.to_dict(),
+        "fingerprint": winner.fingerprint,
+        "cost": cost_of(layout, winner).to_dict(),
+        "dense_cost": cost_of(layout, Architecture.dense(layout)).to_dict(),
+        "predicted": {
+            "target": predictor.target,
+            "value": float(predicted.value[0]),
+            "lower": float(predicted.lower[0]),
+            "upper": float(predicted.upper[0]),
+            "standard_error": predictor.quality.rmse_log * float(predicted.value[0]),
+            "tokens": judge.protocol("search").tokens,
+            "protocol": predictor.protocol,
+        },
+        "measured": {split: rows["winner"].to_dict() for split, rows in measured.items()},
+        "baselines": {
+            name: {
+                "architecture": architecture.to_dict(),
+                "fingerprint": architecture.fingerprint,
+                "cost": cost_of(layout, architecture).to_dict(),
+                "measured": {split: rows[name].to_dict() for split, rows in measured.items()},
+            }
+            for name, architecture in everyone.items()
+            if name != "winner"
+        },
+        "quality": predictor.quality.to_dict(),
+        "rounds": list(rounds),
+        "texts": {
+            split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()
+        },
+        "protocols": judge.describe(),
+        "tokens_through_model": judge.store.tokens_measured() + texts.tokens["calibrate"].numel(),
+        "wall_seconds": round(wall_seconds, 1),
+        "environment": dict(environment),
+    }
+
+
+def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredictor) -> list[PairRow]:
+    """Return measured pairs with what the predictor says of them, for the report.
+
+    Single changes are what the prior is made of: a prediction of them would prove nothing and is left out.
+    """
+    predicted = predictor.predict([pair.architecture for pair in pairs])
+    rows = []
+    for index, pair in enumerate(pairs):
+        told = pair.origin != "prior"
+        rows.append(
+            PairRow(
+                fingerprint=pair.architecture.fingerprint,
+                architecture=pair.architecture,
+                kind=pair.origin,
+                cost=cost_of(layout, pair.architecture),
+                kl=pair.measurement.kl,
+                kl_standard_error=pair.measurement.kl_standard_error,
+                perplexity=pair.measurement.perplexity,
+                predicted=float(predicted.value[index]) if told else None,
+                lower=float(predicted.lower[index]) if told else None,
+                upper=float(predicted.upper[index]) if told else None,
+            )
+        )
+    return rows

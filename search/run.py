@@ -1,0 +1,283 @@
+"""One run, top to bottom: a dense model and a budget in, a measured, searched, exported pruned model out.
+
+    layout -> space -> prior -> first pairs -> [ fit -> quality gate -> Optuna -> measure the best ] x rounds
+           -> finalists on other text -> winner -> baselines and report on text never used -> export
+
+Each stage takes the previous stage's value and leaves its artefact in the run folder. Nothing else is remembered: a
+run that was killed is repeated from the start with every measurement it made found in the store, so it ends with the
+pairs of an undisturbed run.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluator import SELF, DenseModel, Evaluator, Measurement, Pair, PairStore, SplitSizes, Texts, open_model
+from evaluator import prepare_texts as make_texts
+from predictor import AccuracyPredictor
+from search import selection
+from search.config import RunConfig
+from search.environment import describe_environment
+from search.export.best import export_installed
+from search.folder import RunFolder, write_json
+from search.objective import additive_prior, fit_pairs, predictor_score
+from search.progress import Reporter
+from search.proposals import Score, evolve, prior_architectures
+from search.report import write_report
+from search.results import best_record, pair_rows
+from search.study import ArchitectureSampler, run_study
+from space import Architecture, BudgetError, SearchSpace, SecateurError
+
+# Shares of the cut at which the report shows what the predictor would choose under another budget.
+_FRONTIER = (0.25, 0.5, 0.75, 1.25)
+_MOST_EXTRA_BATCHES = 3  # times that more pairs are measured for a predictor that fails its gate
+
+
+@dataclass
+class Run:
+    """A run at work: its settings, its model and what it has measured so far."""
+
+    config: RunConfig
+    folder: RunFolder
+    reporter: Reporter
+    evaluator: Evaluator
+    space: SearchSpace
+    pairs: list[Pair]  # on the search text, in the order a run measures them
+
+    def measure(
+        self, title: str, architectures: Sequence[Architecture], origin: str, split: str = "search"
+    ) -> list[Pair]:
+        """Measure architectures with progress, remembering those on the search text as pairs."""
+        with self.reporter.stage(title, len(architectures), "architectures") as advance:
+            found = self.evaluator.measure(architectures, split, origin, advance)
+        new = [Pair(a, m, origin) for a, m in zip(architectures, found, strict=True)]
+        if split == "search":
+            known = {pair.architecture.fingerprint for pair in self.pairs}
+            self.pairs += [pair for pair in new if pair.architecture.fingerprint not in known]
+        return new
+
+
+def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Search the best pruned model within the budgets, measure it, report it and export it.
+
+    Args:
+        config: the settings.
+        folder: run folder; a run found there goes on.
+        reporter: tells a person about the progress; None is quiet.
+
+    Returns:
+        The content of best.json.
+
+    Raises:
+        SecateurError: settings, model, text or folder do not allow the run; earlier results are untouched.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    files = RunFolder(Path(folder))
+    files.check(config)
+    started = time.perf_counter()
+    with reporter.stage(f"Opening {config.model}", 1, "models") as advance:
+        dense = open_model(config.model, dtype=config.dtype, device=config.device)
+        advance(1)
+    space = config.search_space(dense.layout)
+    selection.allocations(space)  # a budget that baselines cannot meet is refused here
+    with files.locked():
+        texts = _begin(config, files, dense, reporter)
+        store = PairStore(files.measurements_file)
+        size = texts.tokens["calibrate"].numel()
+        with reporter.stage("Calibrating", size, "tokens") as advance:
+            judge = Evaluator(
+                dense,
+                texts,
+                store,
+                criterion=config.criterion,
+                statistics_file=files.statistics_file,
+                progress=advance,
+            )
+        run = Run(config, files, reporter, judge, space, [])
+        reporter.say(f"{dense.layout.layers} layers, 10^{space.size_log10:.0f} architectures, budget {config.budget}")
+        best = _search(run, started)
+        store.close()
+    return best
+
+
+def _begin(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter) -> Texts:
+    """Make or check the run folder and its texts; a run refused for its text leaves no folder behind."""
+    fresh = not files.config_file.exists()
+    files.prepare(config)
+    try:
+        files.keep_layout(config.model, dense.weights_hash, dense.layout)
+        return _texts(config, files, dense, reporter)
+    except SecateurError:
+        if fresh:
+            files.discard()
+        raise
+
+
+def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter) -> Texts:
+    if files.texts_file.exists():
+        return files.texts()
+    text = config.text
+    sizes = SplitSizes(text.calibrate, text.search, text.validate_, text.report_sequences, text.sequence_length)
+    own = sizes.calibrate + sizes.search + sizes.validate + (sizes.report if text.report is None else 0)
+    title = "Writing text" if text.source == SELF else "Reading text"
+    with reporter.stage(title, own * sizes.sequence_length if text.source == SELF else 1, "tokens") as advance:
+        texts = make_texts(dense, text.source, sizes, config.seed, files.generated, text.report, advance)
+    texts.save(files.texts_file)
+    return texts
+
+
+def _search(run: Run, started: float) -> dict[str, Any]:
+    baselines = selection.allocations(run.space)
+    run.measure("Measuring baselines", list(baselines.values()), "baseline")
+    run.measure("Measuring each sub-block alone", prior_architectures(run.space), "prior")
+    _measure_first_pairs(run)
+    rounds, predictor = _rounds(run)
+    baselines["best_random"] = _best_random(run)
+    champion = _final(run)
+    _measure_frontier(run, predictor)
+    everyone = {**baselines, "winner": champion}
+    measured = {split: _measure_all(run, everyone, split) for split in ("search", "validate", "report")}
+    best = best_record(
+        run.config,
+        run.evaluator,
+        run.space,
+        everyone,
+        measured,
+        predictor,
+        rounds,
+        time.perf_counter() - started,
+        describe_environment(run.evaluator.dense),
+    )
+    export_installed(run.evaluator, best, run.folder.export)
+    write_report(run.folder.path, best, pair_rows(run.pairs, run.space.layout, predictor))
+    # Last, since its presence says that the run is finished.
+    write_json(run.folder.best_file, best)
+    return best
+
+
+def _measure_first_pairs(run: Run) -> None:
+    settings = run.config.search
+    prior = additive_prior(run.space, run.pairs)
+    random, guided = selection.first_pairs(
+        run.space, prior, settings.random_pairs, settings.guided_pairs, run.config.seed
+    )
+    run.measure("Measuring random samples", random, "random")
+    run.measure("Measuring near the prior's best", guided, "guided")
+
+
+def _rounds(run: Run) -> tuple[list[dict[str, Any]], AccuracyPredictor]:
+    settings = run.config.search
+    history: list[dict[str, Any]] = []
+    predictor = _fit_past_gate(run)
+    for number in range(1, settings.rounds + 1):
+        score = predictor_score(run.space, predictor)
+        picks = _propose(run, number, score)
+        run.measure(f"Round {number}: measuring the best", picks, "searched")
+        predictor = fit(run)
+        history.append(
+            {
+                "round": number,
+                "pairs": predictor.quality.pairs,
+                "kendall_tau": predictor.quality.kendall_tau,
+                "best_kl": _lowest(run).measurement.kl,
+            }
+        )
+        run.reporter.say(
+            f"Round {number}: best KL {history[-1]['best_kl']:.4f}, held-out Kendall tau "
+            f"{predictor.quality.kendall_tau:.2f} on {predictor.quality.pairs} pairs"
+        )
+    predictor.save(run.folder.predictor)
+    return history, predictor
+
+
+def _propose(run: Run, number: int, score: Score) -> list[Architecture]:
+    settings = run.config.search
+    inside = selection.finalists(run.pairs, run.space, len(run.pairs))
+    sampler = ArchitectureSampler(
+        run.space,
+        score,
+        starts=run.space.encode(inside),
+        seen={pair.architecture.fingerprint for pair in run.pairs},
+        candidates=settings.candidates,
+        seed=run.config.seed * 1000 + number,
+    )
+    with run.reporter.stage(f"Round {number}: searching", settings.trials, "trials") as advance:
+        proposed = run_study(
+            run.folder.study_file, f"round-{number}", sampler, run.space, score, settings.trials, advance
+        )
+    return selection.diverse(run.space, proposed, settings.picks)
+
+
+def _fit_past_gate(run: Run) -> AccuracyPredictor:
+    """Fit, and measure more pairs while the predictor ranks held-out architectures below the gate."""
+    settings = run.config.search
+    predictor = fit(run)
+    for extra in range(1, _MOST_EXTRA_BATCHES + 1):
+        tau = predictor.quality.kendall_tau
+        if tau >= settings.gate:
+            break
+        run.reporter.say(f"Held-out Kendall tau {tau:.2f} is below {settings.gate:.2f}: measuring more pairs first")
+        prior = additive_prior(run.space, run.pairs)
+        count = settings.random_pairs + settings.guided_pairs
+        random, guided = selection.first_pairs(
+            run.space, prior, (count + 1) // 2, count // 2, run.config.seed + 1000 * extra
+        )
+        run.measure("Measuring more pairs", [*random, *guided], "random")
+        predictor = fit(run)
+    if predictor.quality.kendall_tau < settings.gate:
+        run.reporter.say(
+            f"The predictor stays below its gate ({predictor.quality.kendall_tau:.2f}); its proposals are measured "
+            "for real all the same"
+        )
+    return predictor
+
+
+def fit(run: Run) -> AccuracyPredictor:
+    """Fit a predictor on a run's pairs so far."""
+    return fit_pairs(run.space, run.pairs, run.evaluator.protocol("search").fingerprint, run.config.seed)
+
+
+def _lowest(run: Run) -> Pair:
+    [best] = selection.finalists(run.pairs, run.space, 1)
+    return next(pair for pair in run.pairs if pair.architecture == best)
+
+
+def _best_random(run: Run) -> Architecture:
+    random = [pair for pair in run.pairs if pair.origin == "random"]
+    [best] = selection.finalists(random, run.space, 1)
+    return best
+
+
+def _final(run: Run) -> Architecture:
+    """Return the winner: the finalist of lowest KL on text that no search has seen."""
+    chosen = selection.finalists(run.pairs, run.space, run.config.search.finalists)
+    measured = run.measure("Measuring finalists on new text", chosen, "searched", "validate")
+    return selection.finalists(measured, run.space, 1)[0]
+
+
+def _measure_all(run: Run, everyone: dict[str, Architecture], split: str) -> dict[str, Measurement]:
+    pairs = run.measure(f"Measuring on the {split} text", list(everyone.values()), "baseline", split)
+    return {name: pair.measurement for name, pair in zip(everyone, pairs, strict=True)}
+
+
+def _measure_frontier(run: Run, predictor: AccuracyPredictor) -> None:
+    """Measure the predictor's choice under a few other budgets, so that the report can show what more or less costs."""
+    chosen = []
+    for share in _FRONTIER:
+        budgets = [
+            replace(budget, amount=1 - share * (1 - budget.amount)) for budget in run.space.budgets if budget.amount < 1
+        ]
+        try:
+            if len(budgets) < len(run.space.budgets):
+                return  # absolute budgets have no scale
+            other = replace(run.space, budgets=tuple(budgets))
+        except BudgetError:
+            continue
+        rng = np.random.default_rng([run.config.seed, 3])
+        best = evolve(other, predictor_score(other, predictor), rng, generations=30)
+        chosen += other.decode(best[:1])
+    run.measure("Measuring other budgets", chosen, "frontier")

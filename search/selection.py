@@ -1,0 +1,101 @@
+"""Choosing: baselines, the first pairs, what a round measures, the winner."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from evaluator import Pair
+from predictor import AdditivePrior
+from search.proposals import Score, evolve, mutate
+from space import Architecture, BudgetError, Indices, SearchSpace, sample, uniform_sparsity, uniform_widths, whole_ends
+
+BASELINES = {
+    "dense": "dense",
+    "uniform": "uniform",
+    "uniform_whole_ends": "uniform, ends whole",
+    "best_random": "best random sample",
+}
+# Proposals of one round differ in at least this many sub-blocks, so that they teach more than one of them would.
+_LEAST_DIFFERENCE = 3
+_GUIDED_SWAPS = 16
+
+
+def allocations(space: SearchSpace) -> dict[str, Architecture]:
+    """Return the baselines that need no search: dense, uniform, and uniform with the ends left whole.
+
+    The last is left out where it cannot meet the budget.
+    """
+    sparse = any(option.sparsity > 0 for options in space.choices for option in options)
+    # Where both are searched, the baseline is the one that people use: uniform sparsity.
+    rule = uniform_sparsity if sparse else uniform_widths
+    found = {
+        "dense": Architecture.dense(space.layout),
+        "uniform": rule(space.layout, space.budgets),
+    }
+    with suppress(BudgetError):
+        found["uniform_whole_ends"] = rule(space.layout, space.budgets, whole_ends(space.layout))
+    return found
+
+
+def prior_score(space: SearchSpace, prior: AdditivePrior) -> Score:
+    """Return the additive prior as a score of encoded architectures."""
+    return lambda indices: prior.terms(space.genes(indices)).sum(axis=1)
+
+
+def first_pairs(
+    space: SearchSpace, prior: AdditivePrior, random_count: int, guided_count: int, seed: int
+) -> tuple[list[Architecture], list[Architecture]]:
+    """Return what the predictor is first fitted on: random samples, and mutations of the additive prior's optima.
+
+    Args:
+        space: the search space.
+        prior: the additive prior.
+        random_count: stratified samples over the budget surface.
+        guided_count: architectures near the prior's optimum, from very near to far.
+        seed: of all draws.
+    """
+    random_rng, guided_rng = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
+    drawn = unique(space, sample(space, random_count, random_rng))
+    if not guided_count:
+        return drawn, []
+    best = evolve(space, prior_score(space, prior), guided_rng)
+    moved = [best[:1]]
+    for index in range(1, guided_count):
+        parent = best[[index % max(1, min(len(best), guided_count // 2))]]
+        moved.append(mutate(space, parent, guided_rng, most_swaps=1 + index * _GUIDED_SWAPS // guided_count))
+    known = {architecture.fingerprint for architecture in drawn}
+    return drawn, [found for found in unique(space, np.concatenate(moved)) if found.fingerprint not in known]
+
+
+def unique(space: SearchSpace, indices: Indices) -> list[Architecture]:
+    """Return the distinct architectures in order of first appearance."""
+    return list({architecture.fingerprint: architecture for architecture in space.decode(indices)}.values())
+
+
+def diverse(space: SearchSpace, architectures: Sequence[Architecture], count: int) -> list[Architecture]:
+    """Return the first `count` architectures that differ from all chosen before in several sub-blocks.
+
+    Where that leaves too few, the first of the others fill up.
+
+    Args:
+        space: the search space.
+        architectures: best first.
+        count: how many to choose.
+    """
+    rows = space.encode(architectures)
+    chosen: list[int] = []
+    for index in range(len(rows)):
+        if all((rows[index] != rows[other]).sum() >= _LEAST_DIFFERENCE for other in chosen):
+            chosen.append(index)
+        if len(chosen) == count:
+            break
+    rest = [index for index in range(len(rows)) if index not in chosen]
+    return [architectures[index] for index in (chosen + rest)[:count]]
+
+
+def finalists(pairs: Sequence[Pair], space: SearchSpace, count: int) -> list[Architecture]:
+    """Return the architectures of lowest measured KL within the budgets and the space, best first."""
+    inside = [pair for pair in pairs if space.allows(pair.architecture)]
+    ordered = sorted(inside, key=lambda pair: (pair.measurement.kl, pair.architecture.fingerprint))
+    return [pair.architecture for pair in ordered[:count]]

@@ -1,0 +1,229 @@
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from predictor import AccuracyPredictor, Prediction, feature_names
+from space import Architecture, PredictorError, genes_of
+from tests.predictor.conftest import pairs_of
+from tests.predictor.synthetic import DENSE, SINGLES, SPACE, draw, measure
+from tests.space.layouts import PICO, SMOLLM2_135M
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def same(first: Prediction, second: Prediction) -> bool:
+    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in ("value", "lower", "upper"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ranks_new_architectures_better_than_the_additive_prior(seed):
+    train, test = draw(100, seed), draw(300, seed + 50)
+    architectures = SINGLES + train + test
+    values = measure(architectures, seed)
+    known = len(SINGLES) + len(train)
+    predictor = AccuracyPredictor.fit(SMOLLM2_135M, architectures[:known], values[:known])
+    prediction = predictor.predict(test)
+    truth = np.array(values[known:])
+    mine = kendalltau(prediction.value, truth).statistic
+    additive = kendalltau(predictor.prior.terms(genes_of(test)).sum(axis=1), truth).statistic
+    assert mine > additive + 0.03
+    assert predictor.quality.kendall_tau > predictor.quality.prior_kendall_tau + 0.02
+    assert predictor.quality.kendall_tau == pytest.approx(mine, abs=0.1)
+    assert predictor.quality.prior_kendall_tau == pytest.approx(additive, abs=0.1)
+    assert np.median(prediction.value / truth) == pytest.approx(1, abs=0.05)
+
+
+def test_intervals_cover_about_what_they_say():
+    covered = []
+    for seed in range(6):
+        architectures = SINGLES + draw(60 + 200, seed + 10)
+        values = measure(architectures, seed)
+        known = len(SINGLES) + 60
+        predictor = AccuracyPredictor.fit(SMOLLM2_135M, architectures[:known], values[:known])
+        prediction = predictor.predict(architectures[known:])
+        truth = np.array(values[known:])
+        assert (prediction.lower < prediction.value).all()
+        assert (prediction.value < prediction.upper).all()
+        covered.append(np.mean((prediction.lower <= truth) & (truth <= prediction.upper)))
+    assert 0.85 < np.mean(covered) < 0.95
+
+
+def test_says_what_it_was_fitted_on(predictor):
+    assert (predictor.protocol, predictor.target, predictor.layout) == ("synthetic", "kl", SMOLLM2_135M)
+    assert (predictor.quality.pairs, predictor.quality.seed) == (100, 3)
+
+
+def test_genes_and_records_predict_alike(predictor):
+    indices = SPACE.encode(draw(50, 4))
+    prediction = predictor.predict(SPACE.decode(indices))
+    assert len(prediction) == 50
+    assert same(prediction, predictor.predict_genes(SPACE.genes(indices)))
+    alone = [predictor.predict([architecture]).value[0] for architecture in SPACE.decode(indices[:5])]
+    assert alone == prediction.value[:5].tolist()
+    assert len(predictor.predict([])) == 0
+
+
+def test_dense_is_zero_and_more_damage_is_worse(predictor):
+    worse = DENSE.replace(3, mlp_width=384).replace(8, mlp_width=768)
+    values = predictor.predict([DENSE, worse, worse.replace(9, mlp_width=0)])
+    assert values.value[0] == values.lower[0] == values.upper[0] == 0
+    assert 0 < values.value[1] < values.value[2]
+
+
+def test_order_and_dense_value_of_the_pairs(pairs, predictor):
+    architectures, values = pairs
+    assert architectures[0] == DENSE
+    again = AccuracyPredictor.fit(
+        SMOLLM2_135M, [*SINGLES[:9], *architectures], [*values[1:10], 0.3, *values[1:]], protocol="synthetic", seed=3
+    )
+    assert same(predictor.predict(draw(9, 1)), again.predict(draw(9, 1)))
+
+
+def test_contributions_add_up(predictor):
+    architectures = draw(5, 2)
+    parts = predictor.contributions(architectures)
+    assert list(parts[0]) == [*feature_names(SMOLLM2_135M), "constant"]
+    sums = [sum(row.values()) for row in parts]
+    assert sums == pytest.approx(np.log(predictor.predict(architectures).value), abs=1e-4)
+
+
+def test_round_trip_to_the_last_bit(predictor, tmp_path):
+    folder = tmp_path / "run" / "predictor"
+    predictor.save(folder)
+    predictor.save(folder)  # over itself
+    assert sorted(path.name for path in folder.iterdir()) == ["predictor.json", "trees.json"]
+    again = AccuracyPredictor.load(folder)
+    assert same(again.predict(draw(50, 5)), predictor.predict(draw(50, 5)))
+    for name in ("layout", "prior", "quality", "half_width", "protocol", "target", "seed"):
+        assert getattr(again, name) == getattr(predictor, name), name
+    assert again.model.margin == predictor.model.margin
+
+
+CODE = """
+from predictor import AccuracyPredictor
+from tests.predictor.conftest import pairs_of
+from tests.predictor.synthetic import draw
+from tests.space.layouts import SMOLLM2_135M
+predictor = AccuracyPredictor.fit(SMOLLM2_135M, *pairs_of(0), seed=3)
+prediction = predictor.predict(draw(20, 5))
+print([value.hex() for value in (*prediction.value.tolist(), *prediction.lower.tolist())])
+"""
+
+
+def test_another_process_predicts_the_same(predictor):
+    run = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, check=True)
+    prediction = predictor.predict(draw(20, 5))
+    values = (*prediction.value.tolist(), *prediction.lower.tolist())
+    assert run.stdout.strip() == str([value.hex() for value in values])
+
+
+def test_another_seed_is_another_predictor(pairs, predictor):
+    other = AccuracyPredictor.fit(SMOLLM2_135M, *pairs, seed=4)
+    assert not same(other.predict(draw(20, 5)), predictor.predict(draw(20, 5)))
+
+
+def refused(architectures, values, message, layout=SMOLLM2_135M):
+    with pytest.raises(PredictorError, match=message):
+        AccuracyPredictor.fit(layout, architectures, values)
+
+
+def test_refuses_too_few_pairs(pairs):
+    architectures, values = pairs
+    singles = 1 + len(SINGLES)
+    message = "at least 20 architectures that change more than one gene .* there are 19; measure 1 more"
+    refused(architectures[: singles + 19], values[: singles + 19], message)
+    AccuracyPredictor.fit(SMOLLM2_135M, architectures[: singles + 20], values[: singles + 20])
+    refused(architectures[:singles], values[:singles], "there are 0; measure 20 more")
+    refused([], [], "there are 0; measure 20 more")
+
+
+def test_refuses_constant_targets(pairs):
+    architectures, values = pairs
+    singles = 1 + len(SINGLES)
+    refused(architectures, values[:singles] + [0.5] * 100, "must differ, but all 100 are 0.5")
+    refused(architectures, values[:singles] + [0.0] * 100, "must differ, but all 100 are 0")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.001])
+def test_refuses_values_that_are_no_damage(pairs, value):
+    architectures, values = pairs
+    name = architectures[-1].fingerprint
+    refused(architectures, [*values[:-1], value], rf"at least 0, but that of architecture {name} \(pair 340\) is")
+
+
+def test_refuses_architectures_of_another_model(pairs, predictor):
+    architectures, values = pairs
+    foreign = Architecture(DENSE.layers[:-1])
+    refused([*architectures, foreign], [*values, 0.1], "Architecture 341 must fit .* 30 layers, but has 29")
+    refused(architectures, values, "3 layers, but has 30", PICO)
+    with pytest.raises(PredictorError, match="30 layers, but has 29"):
+        predictor.predict([foreign])
+    with pytest.raises(PredictorError, match="mlp_width must be between 0 and 1536 in layer 1, but is 2000"):
+        predictor.predict([DENSE.replace(1, mlp_width=2000)])
+
+
+def test_refuses_contradictions(pairs):
+    architectures, values = pairs
+    twice = [*architectures, architectures[300]]
+    AccuracyPredictor.fit(SMOLLM2_135M, twice, [*values, values[300]])
+    refused(twice, [*values, values[300] * 1.01], r"one value, but \w+ has .* \(pair 300\) and .* \(pair 341\)")
+    refused(architectures, values[:-1], "341 architectures and 340 values")
+
+
+def test_refuses_a_sub_block_never_measured_alone(pairs):
+    architectures, values = pairs
+    kept = [i for i, a in enumerate(architectures) if not (a in SINGLES and a.layers[4].kv_groups < 3)]
+    refused([architectures[i] for i in kept], [values[i] for i in kept], "attention of layer 4 is asked for")
+
+
+@pytest.mark.parametrize("name", ["predictor.json", "trees.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+def test_refuses_a_damaged_folder(predictor, tmp_path, name, damage):
+    predictor.save(tmp_path)
+    path = tmp_path / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises(PredictorError, match=re.escape(name)):
+        AccuracyPredictor.load(tmp_path)
+
+
+def test_refuses_a_foreign_folder(predictor, tmp_path):
+    with pytest.raises(PredictorError, match="cannot be read"):
+        AccuracyPredictor.load(tmp_path / "nowhere")
+    predictor.save(tmp_path)
+    record = json.loads((tmp_path / "predictor.json").read_text())
+    changes = {
+        "version 1": {"version": 2},
+        "format secateur-predictor": {"format": "other"},
+        "'margin'": {"margin": None},
+        "features": {"features": []},
+        "layout": {"layout": {}},
+        "quality": {"quality": {}},
+        "prior": {"prior": {}},
+        "half_width|NoneType|number": {"half_width": None},
+    }
+    for message, change in changes.items():
+        values = {key: value for key, value in {**record, **change}.items() if value is not None}
+        (tmp_path / "predictor.json").write_text(json.dumps(values))
+        with pytest.raises(PredictorError, match=message):
+            AccuracyPredictor.load(tmp_path)
+    (tmp_path / "predictor.json").write_text("[]")
+    with pytest.raises(PredictorError, match="format secateur-predictor version 1"):
+        AccuracyPredictor.load(tmp_path)
+
+
+def test_refuses_trees_of_another_predictor(pairs, predictor, tmp_path):
+    predictor.save(tmp_path / "a")
+    AccuracyPredictor.fit(SMOLLM2_135M, *pairs_of(1)).save(tmp_path / "b")
+    (tmp_path / "a" / "trees.json").write_bytes((tmp_path / "b" / "trees.json").read_bytes())
+    with pytest.raises(PredictorError, match=r"trees.json must be the one that was saved with predictor.json"):
+        AccuracyPredictor.load(tmp_path / "a")
