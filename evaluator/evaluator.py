@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from evaluator.measurement import Measurement, Protocol
 from evaluator.pruning import CRITERIA, InputNorms, Surgeon, gather_input_norms, iterate_batches
 from evaluator.splits import Texts
 from evaluator.store import PairStore
-from space import Architecture, SettingError
+from space import Architecture, RunFolderError, SettingError
 
 # The dense model's activations between layers on the search text are kept within this, to start a measurement at the
 # first layer that an architecture changes: half of the work for architectures that change one layer.
@@ -38,6 +39,7 @@ class Evaluator:
 
     Raises:
         SettingError: the criterion is unknown.
+        RunFolderError: the statistics file is damaged.
     """
 
     def __init__(
@@ -64,7 +66,12 @@ class Evaluator:
         key = f"{self.dense.weights_hash}-{self.texts.fingerprint('calibrate')}"
         device = self.dense.model.device
         if file is not None and file.exists():
-            saved = load_file(file)
+            try:
+                saved = load_file(file)
+            except SafetensorError as error:
+                raise RunFolderError(
+                    f"{file.name} must be intact, but {str(file)!r} is not ({error}); delete it, it is computed anew."
+                ) from error
             if key in saved:
                 tokens = int(saved.pop(key))
                 layers: list[dict[str, Tensor]] = [{} for _ in range(self.dense.layout.layers)]

@@ -87,6 +87,11 @@ class PairStore:
                 f"{self.file.name} must be a pair store of version {_VERSION}, but {str(self.file)!r} is a foreign or "
                 "newer file; choose another run folder."
             )
+        elif (found := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()) != "ok":
+            raise RunFolderError(
+                f"{self.file.name} must be an intact SQLite file, but {str(self.file)!r} is not ({found}); "
+                "restore it, or choose another run folder."
+            )
 
     def find(self, architecture: Architecture, protocol: Protocol) -> Measurement | None:
         """Return the measurement of an architecture under a protocol, if there is one."""

@@ -7,18 +7,23 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from evaluator.checkpoint import DenseModel
 from space import TextError
 
 HUB_PREFIX = "hub:"
 GENERATION_BATCH = 32  # sequences; larger batches gain little on a CPU
-# Sampling that stays close to the model's own distribution yet off its long tail of nonsense.
-GENERATION = {"do_sample": True, "temperature": 0.9, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.1}
+# The model's own distribution, neither sharpened nor cut off: KL to the dense model is an expectation under it. Tried
+# on SmolLM2-135M, calibrating uniform widths at 80 %: KL on WikiText-2 validation is 0.71 with this text, 0.79 with
+# temperature 0.8, top-p 0.95, top-k 50 and repetition penalty 1.15 (those of arXiv 2410.17711), 0.86 with 0.9, 1, 50
+# and 1.1.
+GENERATION = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 _HUB_CHARACTERS_PER_TOKEN = 8  # generous, so that streaming stops early but not too early
 
 Progress = Callable[[int], None]
@@ -38,7 +43,7 @@ def generate_tokens(
         length: tokens of each, BOS included.
         seed: of the sampling.
         cache: folder for the batches.
-        progress: told the tokens of each batch.
+        progress: told the tokens written by each step.
 
     Returns:
         (count, length) token ids, int64.
@@ -61,10 +66,13 @@ def generate_tokens(
         file = cache / f"{_generation_key(dense, rows, length, seed, index)}.safetensors"
         if not file.exists():
             beside = file.with_suffix(".partial")
-            save_file({"tokens": _generate_batch(dense, start, rows, length, _batch_seed(seed, index))}, beside)
+            save_file(
+                {"tokens": _generate_batch(dense, start, rows, length, _batch_seed(seed, index), progress)}, beside
+            )
             beside.replace(file)
+        else:
+            progress(rows * (length - 1))
         batches.append(load_file(file)["tokens"])
-        progress(rows * length)
     return torch.cat(batches)
 
 
@@ -77,7 +85,18 @@ def _generation_key(dense: DenseModel, rows: int, length: int, seed: int, index:
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
-def _generate_batch(dense: DenseModel, start: int, rows: int, length: int, seed: int) -> Tensor:
+class _Watch(StoppingCriteria):
+    """Stops nothing; tells the progress of each step."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        self._progress(len(input_ids))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _generate_batch(dense: DenseModel, start: int, rows: int, length: int, seed: int, progress: Progress) -> Tensor:
     prompt = torch.full((rows, 1), start, device=dense.model.device)
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
@@ -88,6 +107,7 @@ def _generate_batch(dense: DenseModel, start: int, rows: int, length: int, seed:
             min_new_tokens=length - 1,
             eos_token_id=None,  # what follows the end of one text is the next text, packed as in training
             pad_token_id=dense.tokenizer.eos_token_id or 0,
+            stopping_criteria=StoppingCriteriaList([_Watch(progress)]),
             **GENERATION,
         )
     assert isinstance(tokens, Tensor)

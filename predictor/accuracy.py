@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,6 +58,8 @@ class AccuracyPredictor:
     protocol: str = ""
     target: str = "kl"
     seed: int = 0
+    # What cross-validation predicted, by fingerprint, of each pair that `fit` trained on; not saved.
+    held_out: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def fit(
@@ -84,18 +86,19 @@ class AccuracyPredictor:
             PredictorError: too few pairs, equal, non-finite, negative or contradictory values, architectures of another
                 model, or a sub-block that was never measured alone.
 
-        Source: arXiv 2309.09507; the additive prior as base margin is from arXiv 2411.19146.
+        Source: arXiv 2309.09507 for boosted trees on pairs, arXiv 2411.19146 for the additive prior.
         """
         pairs = Pairs.check(layout, architectures, values)
         single = singles(layout, pairs.genes)
         others = pairs.where(~single)
         others.check_trainable()
         prior = AdditivePrior.from_genes(layout, pairs.genes, pairs.values)
-        x = features(layout, others.genes, prior.terms(others.genes))
+        x = features(prior.terms(others.genes))
         log_values = np.log(np.maximum(others.values, FLOOR))
         quality, residuals = cross_validate(x, log_values, seed)
         model = BoostedModel.fit(x, log_values, seed)
-        return cls(layout, prior, model, quality, half_width(residuals, COVERAGE), protocol, target, seed)
+        held_out = dict(zip(others.fingerprints, np.exp(log_values - residuals).tolist(), strict=True))
+        return cls(layout, prior, model, quality, half_width(residuals, COVERAGE), protocol, target, seed, held_out)
 
     def predict(self, architectures: Iterable[Architecture]) -> Prediction:
         """Predict the value of architectures.
@@ -114,7 +117,7 @@ class AccuracyPredictor:
         Raises:
             PredictorError: as `predict`.
         """
-        x = features(self.layout, genes, self.prior.terms(genes))
+        x = features(self.prior.terms(genes))
         # Dense is 0 by definition, which no logarithm reaches.
         pruned = changed(self.layout, genes).any(axis=(1, 2))
         value = np.where(pruned, np.exp(self.model.predict(x)), 0.0)
@@ -123,7 +126,7 @@ class AccuracyPredictor:
     def contributions(self, architectures: Iterable[Architecture]) -> list[dict[str, float]]:
         """Return, for each architecture, what each feature adds to the natural logarithm of the prediction."""
         genes = checked_genes(self.layout, architectures)
-        parts = self.model.contributions(features(self.layout, genes, self.prior.terms(genes)))
+        parts = self.model.contributions(features(self.prior.terms(genes)))
         names = (*feature_names(self.layout), "constant")
         return [dict(zip(names, (float(part) for part in row), strict=True)) for row in parts]
 

@@ -23,10 +23,12 @@ class Pairs:
     Args:
         genes: (pairs, layers, genes in the order of `GENES`).
         values: (pairs,) measured values, for KL in nats per token.
+        fingerprints: (pairs,) of the architectures.
     """
 
     genes: FloatArray
     values: FloatArray
+    fingerprints: tuple[str, ...]
 
     @classmethod
     def check(cls, layout: Layout, architectures: Sequence[Architecture], values: Sequence[float]) -> Self:
@@ -60,7 +62,8 @@ class Pairs:
                     f"(pair {known}) and {value:g} (pair {index}); keep the pairs of one protocol."
                 )
         rows = [index for architecture, index in first.items() if architecture != Architecture.dense(layout)]
-        return cls(genes[rows], np.array(values, dtype=np.float64)[rows])
+        fingerprints = tuple(architectures[row].fingerprint for row in rows)
+        return cls(genes[rows], np.array(values, dtype=np.float64)[rows], fingerprints)
 
     def check_trainable(self) -> None:
         """Check that trees can be trained on these pairs.
@@ -82,7 +85,8 @@ class Pairs:
 
     def where(self, mask: NDArray[np.bool_]) -> "Pairs":
         """Return the pairs (pairs,) that a mask selects."""
-        return Pairs(self.genes[mask], self.values[mask])
+        chosen = tuple(self.fingerprints[index] for index in np.flatnonzero(mask))
+        return Pairs(self.genes[mask], self.values[mask], chosen)
 
 
 def checked_genes(layout: Layout, architectures: Iterable[Architecture]) -> FloatArray:

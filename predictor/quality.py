@@ -85,7 +85,7 @@ def half_width(residuals: FloatArray, coverage: float) -> float:
         residuals: (pairs,) held-out.
         coverage: share of new values that the interval is to contain.
 
-    Source: split conformal prediction (arXiv 2107.07511), equation 1: the ceil((n + 1) coverage)-th smallest absolute
+    Source: split conformal prediction (arXiv 2107.07511): the ceil((n + 1) coverage)-th smallest absolute
     residual; with cross-validation in place of the split, the guarantee is approximate (arXiv 1905.02928).
     """
     ordered = np.sort(np.abs(residuals))

@@ -20,6 +20,7 @@ from space import Architecture, Layout, SearchSpace, SecateurError, SettingError
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 REFUSED = 2
+_STOPPED = "Stopped; the same command goes on from here."
 
 app = typer.Typer(
     name="secateur",
@@ -256,11 +257,13 @@ def _guarded(call: Callable[[], Any]) -> int:
     try:
         call()
     except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer turns Ctrl-C into this, without a word
+            print(_STOPPED, file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else 0
     except SecateurError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        print(_STOPPED, file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if _disk_full(error):
@@ -331,7 +334,8 @@ def _changed(architecture: Architecture, changes: list[str], space: SearchSpace)
         place, _, value = change.partition("=")
         layer, _, gene = place.partition(".")
         try:
-            architecture = architecture.replace(int(layer), **{gene: yaml.safe_load(value)})
+            changed = architecture.replace(int(layer), **{gene: yaml.safe_load(value)})
+            architecture = Architecture.from_dict(changed.to_dict())
         except (ValueError, TypeError, IndexError):
             raise SettingError(
                 f"--set must be LAYER.GENE=VALUE with a layer of 0 to {space.layout.layers - 1} and a gene of "

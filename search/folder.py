@@ -15,7 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from search.config import RunConfig, parse_config
-from space import Layout, RunFolderError, SettingError
+from space import BudgetError, Layout, ModelError, RunFolderError, SettingError
 
 if TYPE_CHECKING:
     from evaluator import Texts
@@ -53,7 +53,9 @@ class RunFolder:
         if self.config_file.exists():
             self._compare(self.config(), config)
             return
-        if self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        # What a run leaves that was killed before it had written its first file.
+        ours = {".lock", f".{self.config_file.name}.partial"}
+        if self.path.exists() and any(entry.name not in ours for entry in self.path.iterdir()):
             raise RunFolderError(
                 f"A run folder must be new or hold a run, but {str(self.path)!r} holds other files and no config.yaml; "
                 "choose another with --out."
@@ -135,7 +137,7 @@ class RunFolder:
             )
         try:
             return parse_config(yaml.safe_load(self.config_file.read_text(encoding="utf-8")))
-        except (SettingError, yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        except (SettingError, BudgetError, yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
             raise RunFolderError(
                 f"The config.yaml of a run folder must be intact, but the one in {str(self.path)!r} is not "
                 f"({str(error).splitlines()[0]}); restore it or choose another folder."
@@ -160,8 +162,19 @@ class RunFolder:
         write_json(self.layout_file, values)
 
     def layout(self) -> Layout:
-        """Return the layout of the run's dense model."""
-        return Layout.from_dict(self.read_json(self.layout_file)["layout"])
+        """Return the layout of the run's dense model.
+
+        Raises:
+            RunFolderError: the file is missing or damaged.
+        """
+        values = self.read_json(self.layout_file)
+        try:
+            return Layout.from_dict(values["layout"])
+        except (KeyError, TypeError, ModelError) as error:
+            raise RunFolderError(
+                f"{self.layout_file.name} of a run folder must be intact, but the one in {str(self.path)!r} is not "
+                f"({error}); restore it or choose another folder."
+            ) from error
 
     def best(self) -> dict[str, Any]:
         """Return the content of best.json.
@@ -174,7 +187,14 @@ class RunFolder:
                 f"A finished run must hold a best.json, but {str(self.path)!r} does not; "
                 "finish it with the command that began it."
             )
-        return self.read_json(self.best_file)
+        values = self.read_json(self.best_file)
+        missing = [key for key in ("architecture", "cost", "measured", "baselines") if key not in values]
+        if missing:
+            raise RunFolderError(
+                f"best.json of a run folder must be complete, but the one in {str(self.path)!r} lacks "
+                f"{', '.join(missing)}; delete it and repeat the command that began the run."
+            )
+        return values
 
     def read_json(self, file: Path) -> dict[str, Any]:
         """Read one of the folder's JSON files.

@@ -37,6 +37,9 @@ _NARROW = {
 }
 
 
+HELD_OUT = "Each prediction is by a model that was fitted without that architecture (10-fold cross-validation)."
+
+
 def comparison_table(best: Mapping[str, Any]) -> Table:
     """Return the winner beside the dense model and the baselines, as measured on the report text.
 
@@ -91,7 +94,7 @@ def render_report(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> str:
     quality = f" (held-out Kendall tau {tau:.2f})" if tau is not None else ""
     drawings: list[tuple[str, str, Drawing | None, str]] = [
         ("pareto", "Cost against loss", pareto_drawing(best, pairs), _PARETO_NOTE),
-        ("prediction", f"Predicted against measured{quality}", prediction_drawing(pairs), ""),
+        ("prediction", f"Predicted against measured{quality}", prediction_drawing(pairs), HELD_OUT),
         ("layers", "What was kept of each layer", layers_drawing(best), _LAYERS_NOTE + _layer_table(best, winner)),
         ("rounds", "Progress over rounds", rounds_drawing(best), ""),
     ]

@@ -1,5 +1,6 @@
 """The content of best.json, and the rows that the report draws."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,14 +84,20 @@ def best_record(
 
 
 def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredictor) -> list[PairRow]:
-    """Return measured pairs with what the predictor says of them, for the report.
+    """Return measured pairs for the report, each with what cross-validation predicted of it without having seen it.
 
-    Single changes are what the prior is made of: a prediction of them would prove nothing and is left out.
+    Single changes are what the prior is made of, and the predictor was trained on all others: any other prediction of
+    a pair would prove nothing.
+
+    Args:
+        pairs: what the predictor was fitted on.
+        layout: the dense model.
+        predictor: as fitted, not as loaded.
     """
-    predicted = predictor.predict([pair.architecture for pair in pairs])
     rows = []
-    for index, pair in enumerate(pairs):
-        told = pair.origin != "prior"
+    for pair in pairs:
+        told = predictor.held_out.get(pair.architecture.fingerprint)
+        width = math.exp(predictor.half_width)
         rows.append(
             PairRow(
                 fingerprint=pair.architecture.fingerprint,
@@ -100,9 +107,9 @@ def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredicto
                 kl=pair.measurement.kl,
                 kl_standard_error=pair.measurement.kl_standard_error,
                 perplexity=pair.measurement.perplexity,
-                predicted=float(predicted.value[index]) if told else None,
-                lower=float(predicted.lower[index]) if told else None,
-                upper=float(predicted.upper[index]) if told else None,
+                predicted=told,
+                lower=None if told is None else told / width,
+                upper=None if told is None else told * width,
             )
         )
     return rows

@@ -78,6 +78,9 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     reporter = reporter or Reporter(quiet=True)
     files = RunFolder(Path(folder))
     files.check(config)
+    if files.best_file.exists():
+        reporter.say(f"{files.path} is finished already; nothing to do")
+        return files.best()
     started = time.perf_counter()
     with reporter.stage(f"Opening {config.model}", 1, "models") as advance:
         dense = open_model(config.model, dtype=config.dtype, device=config.device)
@@ -124,7 +127,8 @@ def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
     sizes = SplitSizes(text.calibrate, text.search, text.validate_, text.report_sequences, text.sequence_length)
     own = sizes.calibrate + sizes.search + sizes.validate + (sizes.report if text.report is None else 0)
     title = "Writing text" if text.source == SELF else "Reading text"
-    with reporter.stage(title, own * sizes.sequence_length if text.source == SELF else 1, "tokens") as advance:
+    written = own * (sizes.sequence_length - 1) if text.source == SELF else 0
+    with reporter.stage(title, written, "tokens") as advance:
         texts = make_texts(dense, text.source, sizes, config.seed, files.generated, text.report, advance)
     texts.save(files.texts_file)
     return texts
@@ -139,6 +143,8 @@ def _search(run: Run, started: float) -> dict[str, Any]:
     baselines["best_random"] = _best_random(run)
     champion = _final(run)
     _measure_frontier(run, predictor)
+    predictor = fit(run)
+    predictor.save(run.folder.predictor)
     everyone = {**baselines, "winner": champion}
     measured = {split: _measure_all(run, everyone, split) for split in ("search", "validate", "report")}
     best = best_record(
@@ -190,7 +196,6 @@ def _rounds(run: Run) -> tuple[list[dict[str, Any]], AccuracyPredictor]:
             f"Round {number}: best KL {history[-1]['best_kl']:.4f}, held-out Kendall tau "
             f"{predictor.quality.kendall_tau:.2f} on {predictor.quality.pairs} pairs"
         )
-    predictor.save(run.folder.predictor)
     return history, predictor
 
 

@@ -50,19 +50,27 @@ def refit(run: RunFolder, seed: int | None = None) -> dict[str, Any]:
         RunFolderError: nothing was measured yet.
         PredictorError: the pairs cannot carry a predictor; the old one stays.
     """
-    config = run.config()
-    protocol, pairs = _search_pairs(run)
-    space = config.search_space(run.layout())
-    predictor = fit_pairs(space, pairs, protocol, config.seed if seed is None else seed)
+    predictor, _ = _fitted(run, seed)
     predictor.save(run.predictor)
     return predictor.quality.to_dict()
 
 
 def rewrite_report(run: RunFolder) -> Path:
-    """Write a finished run's report.html anew from its artefacts and return it."""
-    _, pairs = _search_pairs(run)
-    predictor = AccuracyPredictor.load(run.predictor)
+    """Write a finished run's report.html anew from its artefacts and return it.
+
+    Raises:
+        RunFolderError: the run is not finished or is damaged.
+        PredictorError: its pairs cannot carry a predictor.
+    """
+    predictor, pairs = _fitted(run, None)
     return write_report(run.path, run.best(), pair_rows(pairs, run.layout(), predictor))
+
+
+def _fitted(run: RunFolder, seed: int | None) -> tuple[AccuracyPredictor, list[Pair]]:
+    config = run.config()
+    protocol, pairs = _search_pairs(run)
+    space = config.search_space(run.layout())
+    return fit_pairs(space, pairs, protocol, config.seed if seed is None else seed), pairs
 
 
 def _search_pairs(run: RunFolder) -> tuple[str, list[Pair]]:

@@ -16,9 +16,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DatabaseError
 
 from search.proposals import Score, offspring
-from space import Architecture, Choice, Indices, SearchSpace, sample
+from space import Architecture, Choice, Indices, RunFolderError, SearchSpace, sample
 
 _PARENTS = 32
 _NOT_SEEN_TRIES = 8
@@ -141,11 +142,22 @@ def run_study(
 
     Returns:
         The proposed architectures, best predicted first.
+
+    Raises:
+        RunFolderError: the file is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
     key = _digest(sampler, trials)
-    study = optuna.create_study(storage=storage, study_name=name, sampler=sampler, load_if_exists=True)
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+        study = optuna.create_study(storage=storage, study_name=name, sampler=sampler, load_if_exists=True)
+    except DatabaseError as error:
+        if "full" in str(error):
+            raise
+        raise RunFolderError(
+            f"{file.name} must be an intact SQLite file, but {str(file)!r} is not ({error.orig}); delete it, it is "
+            "made anew."
+        ) from error
     if study.user_attrs.get("finished") != key:
         optuna.delete_study(study_name=name, storage=storage)
         study = optuna.create_study(storage=storage, study_name=name, sampler=sampler)

@@ -136,7 +136,8 @@ def _layer(index: int, values: Any) -> LayerArchitecture:
             raise ArchitectureError(f"{gene} must be a whole number in layer {index}, but is {value!r}; give one.")
     for gene in ("attention_sparsity", "mlp_sparsity"):
         value = values.get(gene, 0.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0.0 <= round(value, _SPARSITY_DIGITS) < 1.0:
             raise ArchitectureError(
                 f"{gene} must be at least 0 and below 1 in layer {index}, but is {value!r}; "
                 "remove a sub-block by a width of 0."

@@ -147,9 +147,9 @@ class Budget:
             value = float(amount) * scale
         except ValueError:
             value = float("nan")
-        if not 0 < value < float("inf"):
+        if not 0 < value < float("inf") or (scale == 0.01 and value > 1):
             raise BudgetError(
-                f"The amount of a budget must be a positive number, a percentage or a number with K, M, G or T, "
+                "A budget's amount must be a positive number, a percentage up to 100 or a number with K, M, G or T, "
                 f"but is {text.partition('=')[2]!r}; write for example parameters=0.8 (a fraction) or parameters=85M."
             )
         return cls(metric, value)

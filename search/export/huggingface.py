@@ -84,10 +84,14 @@ def write_folder(
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    _save(dense, architecture, beside)
-    (beside / MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    (beside / "README.md").write_text(card, encoding="utf-8")
-    verify(dense, beside)
+    try:
+        _save(dense, architecture, beside)
+        (beside / MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (beside / "README.md").write_text(card, encoding="utf-8")
+        verify(dense, beside)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

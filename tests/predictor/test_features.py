@@ -116,21 +116,17 @@ def test_damaged_values_are_refused(values):
 def test_features_by_hand(pico_prior):
     pruned = PICO_DENSE.replace(0, mlp_width=0).replace(1, mlp_width=32).replace(2, kv_groups=0)
     genes = genes_of([pruned])
-    row = dict(zip(feature_names(PICO), features(PICO, genes, pico_prior.terms(genes))[0], strict=True))
+    row = dict(zip(feature_names(PICO), features(pico_prior.terms(genes))[0], strict=True))
     # Damages 0.36, 0.08, 0.25.
     assert row["log_prior"] == pytest.approx(np.log(0.69))
     assert row["neighbours"] == pytest.approx((np.sqrt(0.36 * 0.08) + np.sqrt(0.08 * 0.25)) / 0.69)
     assert row["within_layer"] == 0
-    assert row["concentration"] == pytest.approx(np.sqrt(0.36**2 + 0.08**2 + 0.25**2) / 0.69)
-    assert row["largest_share"] == pytest.approx(0.36 / 0.69)
-    assert row["attention_share"] == pytest.approx(0.25 / 0.69)
-    assert row["first_third_share"] == pytest.approx(0.36 / 0.69)
-    assert row["last_third_share"] == pytest.approx(0.25 / 0.69)
-    assert (row["removed_attentions"], row["removed_mlps"]) == (1, 1)
+    both = PICO_DENSE.replace(1, mlp_width=32, kv_groups=0)
+    assert features(terms_of(pico_prior, both))[0, 2] == pytest.approx(np.sqrt(0.08 * 0.25) / 0.33)
     assert (row["mlp_0"], row["attention_2"], row["attention_0"]) == pytest.approx((0.6, 0.5, 0.0))
 
 
 def test_features_of_dense_are_finite(prior):
     genes = genes_of([DENSE])
-    assert np.isfinite(features(SMOLLM2_135M, genes, prior.terms(genes))).all()
-    assert features(SMOLLM2_135M, genes[:0], prior.terms(genes[:0])).shape == (0, len(feature_names(SMOLLM2_135M)))
+    assert np.isfinite(features(prior.terms(genes))).all()
+    assert features(prior.terms(genes[:0])).shape == (0, len(feature_names(SMOLLM2_135M)))

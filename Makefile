@@ -1,0 +1,27 @@
+# One folder, .venv, holds everything that is installed; `make clean` takes it away again.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint install clean
+
+# The main job: SmolLM2-135M pruned to 80 % of its decoder's parameters, measured, reported and exported.
+run: install
+	$(BIN)/secateur run --model smollm2-135m --budget parameters=0.8
+
+test: install
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hub,notebooks,test]'
+	touch $@
+
+clean:
+	rm -rf .venv

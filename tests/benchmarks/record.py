@@ -1,0 +1,46 @@
+"""What every benchmark shares: where data lies, and how figures are kept and printed."""
+
+import argparse
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from search.environment import commit
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+DATA = Path(os.environ.get("SECATEUR_DATA", ROOT.parent / "shared" / "data"))
+
+
+def arguments(purpose: str) -> argparse.Namespace:
+    """Parse `--quick` and `--seed`."""
+    parser = argparse.ArgumentParser(description=purpose)
+    parser.add_argument("--quick", action="store_true", help="a small version in a minute or two, not recorded")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def finish(name: str, figures: dict[str, Any], details: dict[str, Any], quick: bool) -> None:
+    """Keep the full result with its commit and print the figures as the last line.
+
+    Args:
+        name: of the benchmark.
+        figures: what the issue names.
+        details: seeds, protocol, raw numbers.
+        quick: a quick version is printed only.
+    """
+    if not quick:
+        RESULTS.mkdir(exist_ok=True)
+        result = {
+            "benchmark": name,
+            "commit": commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "figures": figures,
+            **details,
+        }
+        beside = RESULTS / f".{name}.partial"
+        beside.write_text(json.dumps(result, indent=1) + "\n")
+        beside.replace(RESULTS / f"{name}.json")
+    print(json.dumps(figures))

@@ -1,0 +1,102 @@
+"""Shared by several packages' tests: real data where it is there, pico models built here, one finished run."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# No test may depend on a network; read when the libraries are imported, so it is set before.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SMALL_RUN = {
+    "budget": ["parameters=0.7"],
+    "dtype": "float32",
+    "text": {"sequence_length": 64, "calibrate": 8, "search": 4, "validate": 4, "report_sequences": 6},
+    "search": {
+        "random_pairs": 14,
+        "guided_pairs": 12,
+        "rounds": 2,
+        "picks": 4,
+        "trials": 8,
+        "candidates": 64,
+        "finalists": 3,
+        "gate": -1,
+    },
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def caches():
+    """Keep what is converted or downloaded out of the user's cache."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SECATEUR_CACHE", f"{folder}/secateur")
+        patch.setenv("HF_HOME", f"{folder}/huggingface")
+        patch.setenv("HF_MODULES_CACHE", f"{folder}/modules")
+        yield
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The shared data folder."""
+    folder = Path(os.environ.get("SECATEUR_DATA") or ROOT.parent / "shared" / "data").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"needs the data folder {folder}, which is not here; set SECATEUR_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories(data) -> Path:
+    """A small model that was really trained."""
+    return data / "models" / "stories260K"
+
+
+@pytest.fixture(scope="session")
+def pico_folder(tmp_path_factory) -> Path:
+    """A tiny random Llama with a tiny tokenizer; 6 layers, 8 heads in 4 KV groups, a vocabulary of under 256."""
+    from tests.pico import save_pico
+
+    return save_pico(tmp_path_factory.mktemp("pico"))
+
+
+@pytest.fixture
+def pico(pico_folder):
+    """The tiny Llama, opened anew for each test."""
+    from evaluator import open_model
+
+    return open_model(str(pico_folder), dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def small_config(stories, data, tmp_path_factory) -> Path:
+    """The settings of a run that takes seconds, as a YAML file."""
+    values = {"model": str(stories), **SMALL_RUN, "text": {**SMALL_RUN["text"], "source": _tinystories(data)}}
+    file = tmp_path_factory.mktemp("config") / "small.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def _tinystories(data: Path) -> str:
+    return str(data / "text" / "tinystories.txt")
+
+
+@pytest.fixture(scope="session")
+def finished_folder(small_config, tmp_path_factory) -> Path:
+    """One real run from model to export; not to be changed, see `finished_run`."""
+    from search.config import load_config
+    from search.run import run_search
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_search(load_config(small_config, {}), folder)
+    return folder
+
+
+@pytest.fixture
+def finished_run(finished_folder, tmp_path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished_folder, tmp_path / "finished"))

@@ -1,0 +1,193 @@
+"""The numbers are those of transformers and of the definitions."""
+
+import math
+
+import pytest
+import torch
+
+import evaluator.evaluator as evaluator_module
+from evaluator import open_model
+from evaluator.accuracy import TOP_K, TokenScores, make_reference, score_tokens
+from evaluator.measurement import Measurement, Protocol
+from evaluator.texts import tokenise
+from space import Architecture, ArchitectureError, MeasurementError, SettingError
+from tests.evaluator.pieces import logits_of, make_evaluator, make_surgeon, mixed
+from tests.pico import pico_tokens
+
+PROTOCOL = Protocol("weights", "text", "file.txt", "search", 100, 26, "wanda", "calibration", "float32")
+
+
+def exact_divergence(p_logits, q_logits):
+    """KL of the full distributions, in float64, for every predicted token."""
+    p, q = (logits[:, :-1].double().log_softmax(dim=-1).flatten(0, 1) for logits in (p_logits, q_logits))
+    return (p.exp() * (p - q)).sum(dim=-1)
+
+
+@pytest.fixture(scope="module")
+def trained(stories):
+    return open_model(str(stories), dtype="float32")
+
+
+def test_nll_is_the_loss_of_transformers(pico):
+    # Enough tokens for several batches and chunks.
+    tokens = pico_tokens(40, 65)
+    scores = score_tokens(pico, make_reference(pico, tokens))
+    with torch.inference_mode():
+        loss = pico.model(tokens, labels=tokens, use_cache=False).loss
+    assert len(scores.nll) == 40 * 64
+    assert scores.nll.mean().item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_nll_of_single_tokens_is_in_order(pico):
+    tokens = pico_tokens(3, 20)
+    scores = score_tokens(pico, make_reference(pico, tokens))
+    log_q = logits_of(pico.model, tokens)[:, :-1].log_softmax(dim=-1)
+    expected = -log_q.gather(2, tokens[:, 1:, None]).flatten()
+    torch.testing.assert_close(scores.nll, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dense_against_itself(pico):
+    scores = score_tokens(pico, make_reference(pico, pico_tokens()))
+    assert scores.kl.mean().item() < 1e-5  # of which nearly all is the rounding of the rest
+    assert scores.agreement.mean().item() == 1.0
+
+
+def test_divergence_is_exact_for_a_small_vocabulary(pico):
+    tokens = pico_tokens()
+    assert pico.layout.vocabulary <= TOP_K
+    reference, before = make_reference(pico, tokens), logits_of(pico.model, tokens)
+    make_surgeon(pico).install(mixed(pico))
+    after = logits_of(pico.model, tokens)
+    scores = score_tokens(pico, reference)
+    torch.testing.assert_close(scores.kl.double(), exact_divergence(before, after), atol=1e-4, rtol=1e-4)
+    same = (before.argmax(-1) == after.argmax(-1))[:, :-1].flatten().float()
+    assert torch.equal(scores.agreement, same)
+    assert 0 < same.mean() < 1
+
+
+def test_divergence_of_the_top_and_the_rest_is_just_below_the_exact_one(trained, data):
+    tokens = tokenise(trained, str(data / "text" / "tinystories.txt"))[: 8 * 128].view(8, 128)
+    assert trained.layout.vocabulary > TOP_K
+    reference, before = make_reference(trained, tokens), logits_of(trained.model, tokens)
+    surgeon = make_surgeon(trained)
+    dense = Architecture.dense(trained.layout)
+    for architecture in (dense.replace(2, mlp_width=64), dense.replace(1, kv_groups=1, mlp_sparsity=0.5)):
+        surgeon.install(architecture)
+        exact = exact_divergence(before, logits_of(trained.model, tokens)).mean().item()
+        found = score_tokens(trained, reference).kl.mean().item()
+        assert exact > 0.01  # real damage
+        assert 0.99 * exact < found < exact + 1e-5  # above by rounding alone
+    surgeon.restore()
+
+
+def test_standard_error_by_block_means_by_hand():
+    # Two sequences of 128 predicted tokens are four blocks of 64.
+    values = torch.cat([torch.full((64,), value) for value in (1.0, 3.0, 5.0, 7.0)])
+    scores = TokenScores(values, values / 10, torch.ones(256))
+    found = Measurement.from_scores(scores, 2, PROTOCOL, 0.5)
+    deviation = math.sqrt((9 + 1 + 1 + 9) / 3)
+    assert found.nll == pytest.approx(4.0)
+    assert found.nll_standard_error == pytest.approx(deviation / 2)
+    assert found.kl_standard_error == pytest.approx(deviation / 20)
+    assert found.perplexity == pytest.approx(math.exp(4))
+    assert found.perplexity_standard_error == pytest.approx(math.exp(4) * deviation / 2)
+    assert (found.agreement, found.tokens, found.protocol) == (1.0, 256, PROTOCOL.fingerprint)
+
+
+def test_a_measurement_that_is_not_finite_is_refused():
+    scores = TokenScores(torch.tensor([1.0, float("nan")]), torch.zeros(2), torch.ones(2))
+    with pytest.raises(MeasurementError, match="must be finite, but gave NLL nan"):
+        Measurement.from_scores(scores, 1, PROTOCOL, 0.0)
+
+
+def test_every_field_of_a_protocol_is_in_its_fingerprint():
+    from dataclasses import fields, replace
+
+    names = [field.name for field in fields(Protocol)]
+    changed = [replace(PROTOCOL, **{name: "other"}).fingerprint for name in names]
+    assert len({PROTOCOL.fingerprint, *changed}) == len(names) + 1
+
+
+def test_starting_at_the_first_changed_layer_gives_the_same_numbers(pico_folder, tmp_path, monkeypatch):
+    dense = Architecture.dense(open_model(str(pico_folder), dtype="float32").layout)
+    asked = [
+        dense,
+        dense.replace(0, mlp_width=20),
+        dense.replace(3, mlp_width=20),
+        dense.replace(5, kv_groups=0),
+        dense.replace(2, kv_groups=0, mlp_width=0).replace(4, mlp_sparsity=0.5),
+    ]
+
+    def measured(folder):
+        judge = make_evaluator(open_model(str(pico_folder), dtype="float32"), folder)
+        found = judge.measure(asked, "search", "user")
+        return judge, [(each.nll, each.kl, each.agreement) for each in found]
+
+    with_prefix, numbers = measured(tmp_path / "a")
+    assert with_prefix._prefixes["search"]
+    # Nothing of the replay is left behind.
+    assert [layer for layer in with_prefix.dense.layers if "forward" in vars(layer)] == []
+    monkeypatch.setattr(evaluator_module, "PREFIX_BYTES", 0)
+    without, expected = measured(tmp_path / "b")
+    assert not without._prefixes
+    assert numbers == expected
+    assert len(set(numbers)) == len(asked)
+
+
+def test_layers_before_the_first_changed_one_are_not_computed(pico, tmp_path):
+    judge = make_evaluator(pico, tmp_path)
+    judge.measure([Architecture.dense(pico.layout)], "search", "user")
+    calls = []
+    for index, layer in enumerate(pico.layers):
+        layer.mlp.register_forward_hook(lambda *_, index=index: calls.append(index))
+    judge.measure([Architecture.dense(pico.layout).replace(4, kv_groups=1)], "search", "user")
+    assert calls == [4, 5]
+
+
+def test_what_was_measured_is_not_measured_again(pico, tmp_path):
+    judge = make_evaluator(pico, tmp_path)
+    architecture = mixed(pico)
+    [first] = judge.measure([architecture], "search", "random")
+    judge.surgeon.restore()
+    told = []
+    [second] = judge.measure([architecture], "search", "user", told.append)
+    assert second == first  # wall seconds included: it is the same measurement
+    assert told == [1]
+    assert judge.surgeon.installed == Architecture.dense(pico.layout)
+    [other] = judge.measure([architecture], "validate", "user")
+    assert other.protocol != first.protocol
+    assert other.kl != first.kl
+
+
+def test_nothing_is_measured_when_one_architecture_does_not_fit(pico, tmp_path):
+    judge = make_evaluator(pico, tmp_path)
+    dense = Architecture.dense(pico.layout)
+    with pytest.raises(ArchitectureError):
+        judge.measure([dense, dense.replace(1, kv_groups=5)], "search", "user")
+    assert judge.store.tokens_measured() == 0
+
+
+def test_statistics_are_taken_from_the_file_that_fits(pico_folder, tmp_path):
+    file = tmp_path / "statistics.safetensors"
+
+    def statistics(told, **more):
+        dense = open_model(str(pico_folder), dtype="float32")
+        judge = make_evaluator(dense, tmp_path, statistics_file=file, progress=told.append, **more)
+        return judge.surgeon._norms
+
+    first_told, second_told = [], []
+    first, second = statistics(first_told), statistics(second_told)
+    assert sum(first_told) == 128
+    assert second_told == []
+    assert [set(layer) for layer in first] == [set(layer) for layer in second]
+    assert all(torch.equal(first[i][path], second[i][path]) for i in range(6) for path in first[i])
+    from tests.evaluator.pieces import random_texts
+
+    other_told: list[int] = []
+    statistics(other_told, texts=random_texts(3))
+    assert sum(other_told) == 96  # another calibration text: computed anew
+
+
+def test_unknown_criterion(pico, tmp_path):
+    with pytest.raises(SettingError, match="criterion must be one of wanda, but is 'guess'"):
+        make_evaluator(pico, tmp_path, criterion="guess")

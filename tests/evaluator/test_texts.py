@@ -1,0 +1,209 @@
+"""Four splits that share no sequence, text that the model writes itself, and refusals that say what to do."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from evaluator import SPLITS, SplitSizes, load_texts, prepare_texts
+from evaluator.texts import GENERATION_BATCH, generate_tokens, tokenise
+from space import SettingError, TextError
+from tests.pico import SENTENCE, VOCABULARY
+
+SIZES = SplitSizes(calibrate=3, search=2, validate=2, report=4, sequence_length=16)
+
+
+def sentences(count: int, first: int = 0) -> str:
+    """Return text of which no two parts are alike."""
+    words = SENTENCE.split()
+    drawn = [random.Random(number).sample(words, len(words)) for number in range(first, first + count)]
+    return " ".join(" ".join(sentence) for sentence in drawn)
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    file = tmp_path / "garden.txt"
+    file.write_text(sentences(60))
+    return file
+
+
+def rows(tokens):
+    return {tuple(row) for row in tokens.tolist()}
+
+
+def test_splits_are_disjoint_regions_of_a_file(pico, text_file, tmp_path):
+    texts = prepare_texts(pico, str(text_file), SIZES, 0, tmp_path / "cache")
+    assert {split: tuple(tokens.shape) for split, tokens in texts.tokens.items()} == {
+        "calibrate": (3, 16),
+        "search": (2, 16),
+        "validate": (2, 16),
+        "report": (4, 16),
+    }
+    stream = tokenise(pico, str(text_file))
+    sequences = stream[: len(stream) // 16 * 16].view(-1, 16).tolist()
+    assert len(rows(torch.tensor(sequences))) == len(sequences)  # else a place could not be told from its content
+    places = {split: [sequences.index(row) for row in texts.tokens[split].tolist()] for split in SPLITS}
+    in_order = [place for split in SPLITS for place in places[split]]
+    assert in_order == sorted(set(in_order))
+    assert set(texts.sources.values()) == {"garden.txt"}
+
+
+def test_the_seed_chooses_the_sequences(pico, text_file, tmp_path):
+    first, same, other = (prepare_texts(pico, str(text_file), SIZES, seed, tmp_path) for seed in (0, 0, 1))
+    assert first.fingerprint("search") == same.fingerprint("search")
+    assert first.fingerprint("search") != other.fingerprint("search")
+
+
+def test_a_text_of_exactly_the_needed_length_is_enough_and_one_less_is_not(pico, tmp_path):
+    tokens = tokenise(pico, write(tmp_path / "long.txt", sentences(60)))
+    words = pico.tokenizer.decode(tokens[: 11 * 16 + 8])
+    short = write(tmp_path / "short.txt", words)
+    available = len(tokenise(pico, short)) // 16
+    sizes = SplitSizes(3, 2, 2, available - 7, 16)
+    assert len(prepare_texts(pico, short, sizes, 0, tmp_path).tokens["report"]) == available - 7
+    with pytest.raises(TextError, match=f"must hold {available + 1} sequences of 16 .* holds {available}; give a long"):
+        prepare_texts(pico, short, SplitSizes(3, 2, 2, available - 6, 16), 0, tmp_path)
+
+
+def write(file, text):
+    file.write_text(text)
+    return str(file)
+
+
+def test_a_report_from_another_file_takes_its_leading_sequences(pico, text_file, tmp_path):
+    other = write(tmp_path / "other.txt", sentences(30, first=500))
+    texts = prepare_texts(pico, str(text_file), SIZES, 0, tmp_path, other)
+    assert texts.tokens["report"].flatten().tolist() == tokenise(pico, other)[: 4 * 16].tolist()
+    assert texts.sources == {**dict.fromkeys(("calibrate", "search", "validate"), "garden.txt"), "report": "other.txt"}
+
+
+def test_the_same_file_twice_is_still_split(pico, text_file, tmp_path):
+    spelt_otherwise = str(text_file.parent / "." / "x" / ".." / text_file.name)
+    (text_file.parent / "x").mkdir()
+    texts = prepare_texts(pico, str(text_file), SIZES, 0, tmp_path, spelt_otherwise)
+    assert not rows(texts.tokens["report"]) & rows(texts.tokens["search"])
+    plain = prepare_texts(pico, str(text_file), SIZES, 0, tmp_path)
+    assert texts.fingerprint("report") == plain.fingerprint("report")
+
+
+def test_splits_are_saved_and_loaded(pico, text_file, tmp_path):
+    texts = prepare_texts(pico, str(text_file), SIZES, 0, tmp_path)
+    texts.save(tmp_path / "texts.safetensors")
+    again = load_texts(tmp_path / "texts.safetensors")
+    assert again.sources == texts.sources
+    assert [again.fingerprint(split) for split in SPLITS] == [texts.fingerprint(split) for split in SPLITS]
+
+
+def test_self_generated_text_is_seeded(pico, tmp_path):
+    first, same, other = (
+        generate_tokens(pico, 4, 20, seed, tmp_path / name) for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    assert first.shape == (4, 20)
+    assert first.dtype == torch.int64
+    assert (first[:, 0] == pico.tokenizer.bos_token_id).all()
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert len(rows(first)) == 4
+    assert first.max() < VOCABULARY
+
+
+def test_generation_leaves_the_callers_random_numbers_alone(pico, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    generate_tokens(pico, 2, 16, 0, tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_generation_goes_on_batch_by_batch(pico, tmp_path, monkeypatch):
+    count = 2 * GENERATION_BATCH + 5
+    whole = generate_tokens(pico, count, 16, 3, tmp_path)
+    files = sorted(tmp_path.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    assert len(files) == 3
+    times = {file: file.stat().st_mtime_ns for file in files}
+    files[1].unlink()
+    written = []
+    generate = pico.model.generate
+    monkeypatch.setattr(pico.model, "generate", lambda prompt, **more: written.append(1) or generate(prompt, **more))
+    again = generate_tokens(pico, count, 16, 3, tmp_path)
+    assert len(written) == 1
+    assert torch.equal(again, whole)
+    assert all(file.stat().st_mtime_ns == times[file] for file in (files[0], files[2]))
+    assert [file for file in tmp_path.iterdir() if file.suffix == ".partial"] == []
+
+
+def test_splits_of_self_generated_text(pico, tmp_path):
+    texts = prepare_texts(pico, "self", SIZES, 0, tmp_path)
+    seen = [rows(texts.tokens[split]) for split in SPLITS]
+    assert sum(map(len, seen)) == 11 == len(set.union(*seen))
+    assert set(texts.sources.values()) == {"self-generated from BOS"}
+    with pytest.raises(SettingError, match="must search on it as well"):
+        prepare_texts(pico, write(tmp_path / "a.txt", sentences(60)), SIZES, 0, tmp_path, "self")
+
+
+def test_a_jsonl_file_joins_its_documents_with_the_end_token(pico, tmp_path):
+    lines = [json.dumps({"text": "The old gardener"}), "", json.dumps({"text": "cut the rose", "more": 1})]
+    tokens = tokenise(pico, write(tmp_path / "docs.jsonl", "\n".join(lines)))
+    parts = [
+        pico.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("The old gardener", "cut the rose")
+    ]
+    assert tokens.tolist() == [*parts[0], pico.tokenizer.eos_token_id, *parts[1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.txt", None, "must exist, but there is no .*missing.txt'; check the path"),
+        ("latin.txt", "Gärtner".encode("latin-1"), "must be UTF-8, but .*latin.txt' is not; convert it"),
+        ("empty.txt", b"", "must hold at least one word, but .*empty.txt' holds none"),
+        ("text.pdf", b"%PDF", "must be `self`, a .txt or .jsonl file or hub:DATASET, but is .*text.pdf'; rename"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": ', "line 2 of .*broken.jsonl' is not; repair or remove it"),
+        ("other.jsonl", b'{"content": "a"}\n', "line 1 of .*other.jsonl' is not"),
+        ("list.jsonl", b'{"text": "a"}\n\n[1]\n', "line 3 of .*list.jsonl' is not"),
+    ],
+)
+def test_refusals(name, content, message, pico, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(TextError, match=message):
+        tokenise(pico, str(tmp_path / name))
+
+
+def test_sequences_longer_than_the_models_positions_are_refused(pico, text_file, tmp_path):
+    with pytest.raises(SettingError, match="at most 128 tokens for this model, but is 200; lower it"):
+        prepare_texts(pico, str(text_file), SplitSizes(1, 1, 1, 1, 200), 0, tmp_path)
+
+
+def test_sizes_are_checked():
+    with pytest.raises(SettingError, match="at least 1 sequence, but search has 0"):
+        SplitSizes(search=0)
+    with pytest.raises(SettingError, match="at least 16 tokens, but is 8"):
+        SplitSizes(sequence_length=8)
+
+
+class TestHub:
+    @pytest.fixture(autouse=True)
+    def _datasets(self):
+        pytest.importorskip("datasets", reason="needs the package `datasets`: pip install 'secateur[hub]'")
+
+    def test_a_local_folder_through_the_hub_library(self, pico, tmp_path):
+        folder = tmp_path / "garden"
+        folder.mkdir()
+        write(folder / "train.jsonl", "\n".join(json.dumps({"text": sentences(1, n)}) for n in range(40)))
+        tokens = tokenise(pico, f"hub:{folder}")
+        assert tokens.tolist() == tokenise(pico, str(folder / "train.jsonl")).tolist()
+        assert tokenise(pico, f"hub:{folder}", at_most=50).tolist() == tokens[:50].tolist()
+        texts = prepare_texts(pico, f"hub:{folder}", SIZES, 0, tmp_path / "cache")
+        assert texts.sources["search"] == f"hub:{folder}"
+
+    def test_a_missing_data_set_is_refused(self, pico):
+        with pytest.raises(TextError, match="must be reachable and have a column \"text\", but 'hub:no-such/data'"):
+            tokenise(pico, "hub:no-such/data")
+
+    def test_a_data_set_without_text_is_refused(self, pico, tmp_path):
+        folder = tmp_path / "numbers"
+        folder.mkdir()
+        write(folder / "train.jsonl", '{"number": 3}\n')
+        with pytest.raises(TextError, match='a column "text"'):
+            tokenise(pico, f"hub:{folder}")

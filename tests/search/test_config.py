@@ -1,0 +1,174 @@
+"""Settings: known by name, refused with the way out, saved and read back the same."""
+
+import pytest
+
+from search.config import RunConfig, load_config
+from search.folder import RunFolder
+from space import BudgetError, Layout, RunFolderError, SettingError
+from tests.space.layouts import SMOLLM2_135M
+
+LEAST = {"model": "pico", "budget": ["parameters=0.8"]}
+
+
+def test_yaml_round_trip(tmp_path):
+    config = load_config(
+        None,
+        {
+            **LEAST,
+            "budget": ["parameters=0.8", "weight_bytes=200M"],
+            "text.validate": 7,
+            "text.source": "garden.txt",
+            "space.sparsities": [0.0, 0.5],
+            "search.rounds": 2,
+            "seed": 3,
+        },
+    )
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(config)
+    assert folder.config() == config
+    assert load_config(folder.config_file, {}) == config
+    assert config.text.validate_ == 7
+    assert "validate: 7" in config.to_yaml()
+
+
+def test_the_default_settings_are_all_written(tmp_path):
+    text = RunConfig.model_validate(LEAST).to_yaml()
+    for name in ("rounds", "sequence_length", "criterion", "removal", "seed", "finalists"):
+        assert f"{name}:" in text
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("model: pico\nbudget: parameters=0.8\nseed: 1\nsearch: {rounds: 2, picks: 5}\n")
+    config = load_config(file, {"seed": 9, "search.rounds": 3})
+    assert (config.budget, config.seed) == (("parameters=0.8",), 9)
+    assert (config.search.rounds, config.search.picks) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"sead": 1}, "must be one of model, budget, text, .*seed, but 'sead' is none of them; remove or rename it"),
+        ({"search.round": 1}, "must be one of random_pairs, .*rounds.*, but 'search.round' is none of them"),
+        ({"text.validate_": 1}, "must be one of .*, validate, .*, but 'text.validate_' is none of them"),
+        ({"seed": -1}, "'seed' must be valid, but is -1: .*greater than or equal to 0; change it"),
+        ({"search.rounds": "many"}, "'search.rounds' must be valid, but is 'many'"),
+        ({"criterion": "guess"}, "'criterion' must be valid, but is 'guess'"),
+        ({"budget": []}, "'budget' must be valid"),
+        ({"seed.more": 1}, "seed must hold settings by name to set seed.more, but is 0"),
+    ],
+)
+def test_refusals(overrides, message):
+    with pytest.raises(SettingError, match=message) as refused:
+        load_config(None, {**LEAST, "seed": 0, **overrides})
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(SettingError, match=r"'model' must be given, but is missing; add it, e.g. --model"):
+        load_config(None, {"budget": ["parameters=0.8"]})
+
+
+@pytest.mark.parametrize("budget", ["size=0.8", "parameters", "parameters=0", "parameters=-1", "parameters=much"])
+def test_budgets_that_cannot_be_read(budget):
+    with pytest.raises(BudgetError, match=r"write for example parameters=0\.8"):
+        load_config(None, {**LEAST, "budget": [budget]})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "must exist"), (b"model: [", "must be YAML"), (b"\xff\xfe\x00", "must be YAML"), (b"- 1\n", "by name")],
+)
+def test_files_that_are_no_settings(content, message, tmp_path):
+    file = tmp_path / "settings.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingError, match=message):
+        load_config(file, {})
+
+
+@pytest.mark.parametrize(
+    ("budget", "more", "widths", "sparse", "removed"),
+    [
+        ("parameters=0.8", {}, True, False, True),
+        ("nonzero_parameters=0.5", {}, False, True, False),
+        ("nonzero_parameters=0.5", {"space.widths": True}, True, True, True),
+        ("parameters=0.8", {"space.removal": False}, True, False, False),
+        ("parameters=0.8", {"space.sparsities": [0.0, 0.5]}, True, True, True),
+    ],
+)
+def test_the_budget_decides_what_is_searched(budget, more, widths, sparse, removed):
+    space = load_config(None, {**LEAST, "budget": [budget], **more}).search_space(SMOLLM2_135M)
+    mlp = space.choices[1]
+    assert (len({choice.width for choice in mlp} - {0, 1536}) > 0) == widths
+    assert any(choice.sparsity for choice in mlp) == sparse
+    assert any(choice.width == 0 for choice in mlp) == removed
+
+
+def test_a_budget_that_no_architecture_meets():
+    config = load_config(None, {**LEAST, "space.removal": False, "budget": ["parameters=0.01"]})
+    with pytest.raises(BudgetError, match=r"must be met by some architecture .*raise the budget or allow smaller"):
+        config.search_space(SMOLLM2_135M)
+
+
+class TestFolder:
+    CONFIG = RunConfig.model_validate(LEAST)
+
+    def test_of_another_run(self, tmp_path):
+        folder = RunFolder(tmp_path / "run")
+        folder.prepare(self.CONFIG)
+        before = folder.config_file.read_bytes()
+        with pytest.raises(RunFolderError, match=r"its own settings, but .* has seed 0 and this command says 1;"):
+            folder.prepare(self.CONFIG.model_copy(update={"seed": 1}))
+        assert folder.config_file.read_bytes() == before
+
+    def test_of_something_else(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("x")
+        with pytest.raises(RunFolderError, match=r"holds other files and no config.yaml; choose another with --out"):
+            RunFolder(tmp_path).prepare(self.CONFIG)
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+        with pytest.raises(RunFolderError, match=r"must be a folder, but .* is a file"):
+            RunFolder(tmp_path / "thesis.tex").prepare(self.CONFIG)
+
+    def test_killed_while_it_wrote_its_first_file(self, tmp_path):
+        (tmp_path / ".lock").touch()
+        (tmp_path / ".config.yaml.partial").write_text("model: pi")
+        folder = RunFolder(tmp_path)
+        folder.prepare(self.CONFIG)
+        assert folder.config() == self.CONFIG
+
+    def test_held_by_another_process(self, tmp_path):
+        folder = RunFolder(tmp_path / "run")
+        with folder.locked(), pytest.raises(RunFolderError, match="by one process, but another one holds"):  # noqa: SIM117
+            with RunFolder(tmp_path / "run").locked():
+                pass
+        with folder.locked():
+            pass
+
+    def test_of_another_model(self, tmp_path):
+        folder = RunFolder(tmp_path / "run")
+        folder.prepare(self.CONFIG)
+        folder.keep_layout("pico", "aaaa", SMOLLM2_135M)
+        folder.keep_layout("moved/pico", "aaaa", SMOLLM2_135M)  # the same weights elsewhere are the same model
+        with pytest.raises(RunFolderError, match="was written by weights aaaa and 'pico' now has bbbb; choose another"):
+            folder.keep_layout("pico", "bbbb", SMOLLM2_135M)
+        assert folder.layout() == SMOLLM2_135M
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"layout": {"layers": 3}}', '{"layout": 3}'])
+    def test_a_damaged_layout(self, content, tmp_path):
+        folder = RunFolder(tmp_path)
+        folder.layout_file.write_text(content)
+        with pytest.raises(RunFolderError, match=r"layout\.json of a run folder must be intact"):
+            folder.layout()
+
+    @pytest.mark.parametrize("content", ["", "model: [", "- 1", "model: pico\n", "model: pico\nbudget: [nonsense]\n"])
+    def test_damaged_settings(self, content, tmp_path):
+        folder = RunFolder(tmp_path)
+        folder.config_file.write_text(content)
+        with pytest.raises(RunFolderError, match=r"The config\.yaml of a run folder must be intact"):
+            folder.config()
+
+    def test_an_unused_layout_is_the_same_read_back(self, tmp_path):
+        folder = RunFolder(tmp_path)
+        folder.keep_layout("pico", "aaaa", SMOLLM2_135M)
+        assert isinstance(folder.layout(), Layout)

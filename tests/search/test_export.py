@@ -1,0 +1,219 @@
+"""An export is the model that was measured, wherever it is loaded, and harms nothing that was there before."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from evaluator import open_model
+from search.export import FORMATS, export_best, generate_text
+from search.export import huggingface as exporting
+from search.export.huggingface import MARK, write_folder
+from space import Architecture, ExportError, ModelError, RunFolderError, SettingError, cost_of
+from space.cost import fixed_cost
+from tests.evaluator.pieces import logits_of, make_surgeon, mixed
+from tests.pico import pico_tokens
+from tests.search.command import ROOT, fingerprints
+
+
+def export(dense, architecture, folder, verified=True):
+    """Install an architecture and export it; returns the logits of the model in memory."""
+    make_surgeon(dense).install(architecture)
+    with pytest.MonkeyPatch.context() as patch:
+        if not verified:
+            patch.setattr(exporting, "verify", lambda *_: None)
+        write_folder(dense, architecture, folder, {"architecture": architecture.to_dict()}, "# Card\n")
+    return logits_of(dense.model)
+
+
+@pytest.fixture(scope="module")
+def exported(pico_folder, tmp_path_factory):
+    """An export with the first attention, the last MLP and a whole layer removed, and one KV group left in another."""
+    folder = tmp_path_factory.mktemp("export") / "pruned"
+    dense = open_model(str(pico_folder), dtype="float32")
+    architecture = mixed(dense)
+    first, last = architecture.layers[0], architecture.layers[-1]
+    assert (first.kv_groups, last.mlp_width, architecture.layers[3].kv_groups) == (0, 0, 1)
+    assert (architecture.layers[2].kv_groups, architecture.layers[2].mlp_width) == (0, 0)
+    return folder, architecture, export(dense, architecture, folder), dense
+
+
+def probe(folder, code, **variables):
+    """Run code in a fresh process far from our packages, given an export."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | variables
+    # An editable install may put our packages in sight; None makes their import fail as if they were not there.
+    hidden = "import sys; sys.modules.update(dict.fromkeys(['evaluator', 'search', 'space', 'predictor'])); "
+    run = subprocess.run(
+        [sys.executable, "-c", hidden + code, str(folder)],
+        cwd=folder.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_it_loads_where_our_packages_are_not(exported, tmp_path):
+    folder, _, logits, _ = exported
+    save_file({"tokens": pico_tokens(2, 24, 9)}, tmp_path / "tokens.safetensors")
+    code = f"""
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+try:
+    import evaluator
+except ImportError:
+    pass
+else:
+    raise SystemExit("evaluator can be imported, so this test proves nothing")
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, dtype="auto").eval()
+# Without its code allowed transformers would ask on the terminal, for the tokenizer as well.
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.inference_mode():
+    found = model(load_file("{tmp_path}/tokens.safetensors")["tokens"], use_cache=False).logits
+save_file({{"logits": found.contiguous()}}, "{tmp_path}/logits.safetensors")
+inputs = tokenizer("The old gardener", return_tensors="pt")
+print(tokenizer.decode(model.generate(inputs["input_ids"], max_new_tokens=6, do_sample=False)[0]))
+"""
+    told = probe(folder, code, HF_MODULES_CACHE=str(tmp_path / "modules"), OMP_NUM_THREADS=str(torch.get_num_threads()))
+    assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], logits)
+    assert told.startswith("The old gardener")
+
+
+def test_it_loads_here_without_trust(exported):
+    folder, _, logits, _ = exported
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    assert torch.equal(logits_of(model), logits)
+    assert model.dtype == torch.float32
+
+
+def test_generating_with_a_cache_equals_generating_without(exported):
+    model = AutoModelForCausalLM.from_pretrained(exported[0], dtype="auto").eval()
+    prompt = pico_tokens(2, 8, 4)
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    cached, uncached = (
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), use_cache=use_cache, **options)
+        for use_cache in (True, False)
+    )
+    assert torch.equal(cached, uncached)
+    # By hand as well: the likeliest next token of the whole text so far, again and again.
+    text = prompt
+    for _ in range(12):
+        text = torch.cat([text, logits_of(model, text)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(cached, text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda dense: dense,
+        lambda dense: dense.replace(0, kv_groups=0, mlp_width=0),
+        lambda dense: dense.replace(5, kv_groups=0, mlp_width=0),
+        lambda dense: dense.replace(2, kv_groups=1, mlp_width=1),
+        lambda dense: Architecture(tuple(dense.replace(i, kv_groups=0).layers[i] for i in range(6))).replace(
+            4, kv_groups=2
+        ),
+    ],
+    ids=["dense", "no first layer", "no last layer", "as narrow as can be", "one attention"],
+)
+def test_other_shapes_load_and_generate(change, pico, tmp_path):
+    architecture = change(Architecture.dense(pico.layout))
+    logits = export(pico, architecture, tmp_path / "out", verified=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").eval()
+    assert torch.equal(logits_of(model), logits)
+    prompt = pico_tokens(1, 8, 4)
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    made = [model.generate(prompt, use_cache=cached, **options).tolist() for cached in (True, False)]
+    assert made[0] == made[1]
+
+
+def test_its_parameters_are_those_of_the_closed_form(exported):
+    folder, architecture, _, dense = exported
+    cost = cost_of(dense.layout, architecture)
+    weights = load_file(folder / "model.safetensors")
+    assert 2 * sum(weight.numel() for weight in weights.values()) == cost.weight_bytes
+    inside = sum(weight.numel() for name, weight in weights.items() if ".layers." in name)
+    assert 2 * inside == cost.weight_bytes - fixed_cost(dense.layout).weight_bytes == 2 * cost.parameters
+
+
+def test_no_file_of_it_can_run_code_when_read(exported):
+    names = {path.name for path in exported[0].iterdir()}
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"))]
+    assert {"model.safetensors", "config.json", "modeling_secateur.py", "README.md", MARK, "tokenizer.json"} <= names
+    assert json.loads((exported[0] / MARK).read_text())["architecture"] == exported[1].to_dict()
+
+
+def test_a_target_that_holds_something_else_is_left_alone(pico, tmp_path):
+    target = tmp_path / "mine"
+    target.mkdir()
+    (target / "thesis.tex").write_text("x")
+    with pytest.raises(ExportError, match=r"must go to a new folder or replace an export of ours, .*choose another"):
+        export(pico, mixed(pico), target)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.tex"]
+
+
+def test_an_older_export_is_replaced_whole(pico, tmp_path):
+    target = tmp_path / "mine"
+    export(pico, mixed(pico), target, verified=False)
+    (target / "left-over.txt").write_text("x")
+    before = (target / "model.safetensors").stat().st_size
+    pico = open_model(pico.name, dtype="float32")
+    export(pico, Architecture.dense(pico.layout), target, verified=False)
+    assert (target / "model.safetensors").stat().st_size > before
+    assert not (target / "left-over.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_export_that_is_not_the_model_in_memory_is_refused(pico, tmp_path, monkeypatch):
+    target = tmp_path / "mine"
+    export(pico, mixed(pico), target, verified=False)
+    before = fingerprints(target)
+    save = exporting._save
+
+    def damage(dense, architecture, folder):
+        save(dense, architecture, folder)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.layers.4.mlp.up_proj.weight"][0, 0] += 1
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(exporting, "_save", damage)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ExportError, match=r"must load in a fresh process .* its logits differ by up to"):
+        write_folder(pico, mixed(pico), target, {}, "")
+    assert fingerprints(target) == before  # the export that was there before is still whole
+
+
+def test_a_failed_verification_leaves_nothing_half_written(pico, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ExportError("no")
+
+    monkeypatch.setattr(exporting, "verify", fail)
+    with pytest.raises(ExportError):
+        write_folder(pico, Architecture.dense(pico.layout), tmp_path / "mine", {}, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_export_of_a_run_speaks(finished_folder):
+    text = generate_text(finished_folder / "export", "Once upon a time", 20)
+    assert text.startswith("Once upon a time")
+    assert len(text) > len("Once upon a time") + 10
+    assert generate_text(finished_folder / "export", "Once upon a time", 20) == text
+    card = (finished_folder / "export" / "README.md").read_text()
+    assert "| perplexity" in card
+
+
+def test_refusals(finished_run, tmp_path):
+    assert "huggingface" in FORMATS
+    with pytest.raises(SettingError, match=r"must be one of huggingface.*, but is 'onnx'; choose one"):
+        export_best(finished_run, "onnx")
+    with pytest.raises(RunFolderError, match=r"must hold a best.json"):
+        export_best(tmp_path)
+    with pytest.raises(ModelError, match=r"must hold a config.json"):
+        generate_text(tmp_path, "Hello")

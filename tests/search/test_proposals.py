@@ -1,0 +1,81 @@
+"""Proposals stay within every budget, and the evolution finds what is better."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from search.proposals import cross, evolve, mutate, offspring, prior_architectures
+from space import Architecture, Budget, build_space, sample
+from tests.search.pieces import SPACE, score
+from tests.space.layouts import PICO, SMOLLM2_135M
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**16), share=st.sampled_from([0.3, 0.6, 0.9]))
+def test_whatever_is_proposed_is_within_the_budgets(seed, share):
+    space = build_space(SMOLLM2_135M, (Budget("parameters", share), Budget("flops_per_token", 0.95)))
+    rng = np.random.default_rng(seed)
+    parents = sample(space, 20, rng)
+    before = parents.copy()
+    for children, count in (
+        (mutate(space, parents, rng), 20),
+        (cross(space, parents, rng), 20),
+        (offspring(space, parents, 33, rng), 33),
+        (offspring(space, parents[:1], 17, rng), 17),
+    ):
+        assert children.shape == (count, space.columns)
+        assert space.within(children).all()
+        assert (children >= 0).all()
+        assert (children < space.sizes).all()
+    assert (parents == before).all()
+
+
+def test_mutations_are_near_their_parents():
+    rng = np.random.default_rng(0)
+    parents = sample(SPACE, 200, rng)
+    few = (mutate(SPACE, parents, rng, most_swaps=1) != parents).sum(axis=1)
+    many = (mutate(SPACE, parents, rng, most_swaps=12) != parents).sum(axis=1)
+    assert np.median(few) < np.median(many) < SPACE.columns / 2
+    assert (few > 0).mean() > 0.9
+
+
+def test_children_of_two_parents_have_layers_of_both():
+    rng = np.random.default_rng(0)
+    low, high = np.zeros((1, SPACE.columns), np.int16), sample(SPACE, 1, rng)
+    children = cross(SPACE, np.concatenate([low, high] * 20).astype(np.int16), rng)
+    assert len(np.unique(children, axis=0)) > 10
+
+
+def test_evolution_finds_better_than_sampling_and_repeats():
+    drawn = sample(SPACE, 2000, np.random.default_rng(1))
+    found = evolve(SPACE, score, np.random.default_rng(1), generations=20, population=128)
+    again = evolve(SPACE, score, np.random.default_rng(1), generations=20, population=128)
+    assert (found == again).all()
+    assert len(np.unique(found, axis=0)) == len(found) == 16
+    assert SPACE.within(found).all()
+    values = score(found)
+    assert (np.diff(values) >= 0).all()
+    assert values[0] < score(drawn).min()
+
+
+@pytest.mark.parametrize(
+    ("layout", "budget", "more"),
+    [
+        (SMOLLM2_135M, "parameters=0.8", {}),
+        (PICO, "parameters=0.8", {}),
+        (PICO, "nonzero_parameters=0.5", {"widths": False, "removal": False, "sparsities": (0.0, 0.5, 0.7)}),
+        (PICO, "nonzero_parameters=0.5", {"sparsities": (0.0, 0.5)}),
+    ],
+)
+def test_the_prior_changes_one_sub_block_at_a_time(layout, budget, more):
+    space = build_space(layout, (Budget.parse(budget),), **more)
+    found = prior_architectures(space)
+    dense = space.encode([Architecture.dense(layout)])
+    changed = space.encode(found) != dense
+    assert (changed.sum(axis=1) == 1).all()
+    assert changed.any(axis=0).all()  # every sub-block has its turn
+    assert len({architecture.fingerprint for architecture in found}) == len(found)
+    for column in range(space.columns):
+        levels = {space.encode([a])[0, column] for a, row in zip(found, changed, strict=True) if row[column]}
+        assert 0 in levels or more.get("removal") is False  # the deepest cut is among them

@@ -1,0 +1,170 @@
+"""The whole way on a real, small model: from its weights to an export, once and again."""
+
+import json
+import sqlite3
+
+import optuna
+import pytest
+import yaml
+
+from evaluator import SPLITS, Evaluator, PairStore, load_texts
+from predictor import AccuracyPredictor
+from search.config import load_config
+from search.folder import RunFolder
+from search.run import run_search
+from space import Architecture, cost_of
+
+CONTRACT = (
+    "config.yaml",
+    "layout.json",
+    "measurements.db",
+    "predictor/predictor.json",
+    "predictor/trees.json",
+    "study.db",
+    "best.json",
+    "report.html",
+    "export/config.json",
+    "export/model.safetensors",
+    "export/tokenizer.json",
+    "export/README.md",
+)
+
+
+def pairs_of(folder):
+    """Return what a run measured, without times."""
+    with sqlite3.connect(folder / "measurements.db") as connection:
+        return connection.execute("SELECT fingerprint, protocol, kl, nll, origin FROM pairs ORDER BY id").fetchall()
+
+
+@pytest.fixture(scope="module")
+def best(finished_folder):
+    return json.loads((finished_folder / "best.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def space(finished_folder):
+    folder = RunFolder(finished_folder)
+    return folder.config().search_space(folder.layout())
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_every_artefact_of_the_contract_is_there(name, finished_folder):
+    assert (finished_folder / name).stat().st_size > 0
+
+
+def test_nothing_half_written_is_left(finished_folder):
+    found = [path.name for path in finished_folder.rglob("*") if "partial" in path.name or path.name.endswith(".old")]
+    assert found == []
+
+
+def test_best_json_has_its_papers(best):
+    assert {"architecture", "cost", "predicted", "measured", "baselines", "environment", "seed", "texts"} <= set(best)
+    told = best["predicted"]
+    assert told["lower"] < told["value"] < told["upper"]
+    assert told["protocol"] == best["measured"]["search"]["protocol"]
+    assert told["standard_error"] > 0 < told["tokens"]
+    assert {"dense", "uniform", "best_random"} <= set(best["baselines"])
+    protocols = set()
+    for model in (best, *best["baselines"].values()):
+        assert set(model["measured"]) == {"search", "validate", "report"}
+        for measured in model["measured"].values():
+            assert measured["perplexity"] > 1
+            assert measured["perplexity_standard_error"] > 0 < measured["tokens"]
+            protocols.add(measured["protocol"])
+    assert len(protocols) == 3  # one a split, the same for all models
+    environment = best["environment"]
+    assert environment["dtype"] == "float32"
+    assert all(environment[name] for name in ("python", "torch", "transformers", "optuna", "threads"))
+
+
+def test_the_winner_is_within_the_budget(best, space):
+    winner = Architecture.from_dict(best["architecture"])
+    assert space.allows(winner)
+    assert best["cost"] == cost_of(space.layout, winner).to_dict()
+    assert best["cost"]["parameters"] <= 0.7 * best["dense_cost"]["parameters"]
+    assert best["fingerprint"] == winner.fingerprint
+
+
+def test_the_search_is_at_least_as_good_as_random_sampling(best, finished_folder, space):
+    store = PairStore(finished_folder / "measurements.db")
+    pairs = store.pairs(best["predicted"]["protocol"])
+    store.close()
+    random = [pair.measurement.kl for pair in pairs if pair.origin == "random"]
+    searched = [pair.measurement.kl for pair in pairs if pair.origin == "searched"]
+    assert len(random) == 14
+    assert len(searched) >= 2
+    lowest = min(pair.measurement.kl for pair in pairs if space.allows(pair.architecture))
+    assert min(random) >= lowest
+    assert best["baselines"]["best_random"]["measured"]["search"]["kl"] == pytest.approx(min(random))
+    # The winner is chosen on other text among the best few on this one.
+    few = sorted(pair.measurement.kl for pair in pairs if space.allows(pair.architecture))[:3]
+    assert any(best["measured"]["search"]["kl"] == pytest.approx(kl) for kl in few)
+
+
+def test_the_dense_model_diverges_from_nothing(best):
+    dense = best["baselines"]["dense"]["measured"]["report"]
+    assert dense["kl"] < 1e-5
+    assert dense["agreement"] == 1
+    assert best["baselines"]["dense"]["cost"] == best["dense_cost"]
+
+
+def test_no_text_of_one_split_is_in_another(finished_folder):
+    texts = load_texts(finished_folder / "texts.safetensors")
+    rows = [{tuple(row) for row in texts.tokens[split].tolist()} for split in SPLITS]
+    assert [len(own) for own in rows] == [8, 4, 4, 6]
+    assert len(set.union(*rows)) == 22
+
+
+def test_optuna_opens_the_study(finished_folder, space):
+    storage = f"sqlite:///{finished_folder / 'study.db'}"
+    assert sorted(optuna.get_all_study_names(storage)) == ["round-1", "round-2"]
+    study = optuna.load_study(study_name="round-2", storage=storage)
+    assert len(study.trials) == 8
+    assert len(study.best_params) == space.columns
+    measured = {fingerprint for fingerprint, *_ in pairs_of(finished_folder)}
+    assert sum(trial.user_attrs["fingerprint"] in measured for trial in study.trials) >= 4
+
+
+def test_the_predictor_answers_as_best_json_says(finished_folder, best):
+    predictor = AccuracyPredictor.load(finished_folder / "predictor")
+    answer = predictor.predict([Architecture.from_dict(best["architecture"])])
+    assert float(answer.value[0]) == pytest.approx(best["predicted"]["value"])
+
+
+def test_running_again_changes_and_measures_nothing(finished_run, monkeypatch):
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    monkeypatch.setattr(Evaluator, "_measure", never)
+    best = run_search(RunFolder(finished_run).config(), finished_run)
+    assert best == json.loads((finished_run / "best.json").read_text())
+    assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
+
+
+def never(*_):
+    raise AssertionError("measured again")
+
+
+def test_a_run_without_its_last_file_is_finished_from_its_pairs(finished_run, best, monkeypatch):
+    pairs = pairs_of(finished_run)
+    for name in ("best.json", "report.html", "study.db", "statistics.safetensors"):
+        (finished_run / name).unlink()
+    monkeypatch.setattr(Evaluator, "_measure", never)
+    again = run_search(RunFolder(finished_run).config(), finished_run)
+    assert pairs_of(finished_run) == pairs
+    unlike = {"wall_seconds", "environment"}
+    assert {key: again[key] for key in again if key not in unlike} == {
+        key: best[key] for key in best if key not in unlike
+    }
+
+
+def test_the_same_seed_elsewhere_gives_the_same_pairs_and_winner(finished_folder, best, small_config, tmp_path):
+    again = run_search(load_config(small_config, {}), tmp_path / "run")
+    assert pairs_of(tmp_path / "run") == pairs_of(finished_folder)
+    assert again["architecture"] == best["architecture"]
+    assert again["measured"]["report"]["nll"] == best["measured"]["report"]["nll"]
+
+
+def test_the_saved_settings_are_those_given(finished_folder, small_config):
+    given, saved = (yaml.safe_load(path.read_text()) for path in (small_config, finished_folder / "config.yaml"))
+    assert saved["search"] == given["search"]
+    assert saved["text"].items() >= given["text"].items()
+    assert RunFolder(finished_folder).config() == load_config(small_config, {})
