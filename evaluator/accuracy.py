@@ -21,9 +21,9 @@ from evaluator.checkpoint import DenseModel
 from evaluator.pruning import iterate_batches
 
 TOP_K = 256
-BATCH_TOKENS = 2048  # tokens through the decoder at once
+BATCH_TOKENS = 4096  # tokens through the decoder at once
 CHUNK_TOKENS = 512  # tokens through the vocabulary projection at once: full logits never exist
-_SMALLEST = 1e-30  # below any probability that matters, above float32's underflow
+_SMALLEST = 1e-7  # float32 cannot tell 1 minus the sum of the top from 0 below this
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def _divergence(top: Tensor, rest: Tensor, pruned_top: Tensor) -> Tensor:
     """
     kl = (top.exp() * (top - pruned_top)).sum(dim=-1)
     pruned_rest = (1 - pruned_top.exp().sum(dim=-1)).clamp_min(_SMALLEST)
-    bucket = rest * (rest.clamp_min(_SMALLEST).log() - pruned_rest.log())
+    rest = rest.clamp_min(_SMALLEST)
+    bucket = rest * (rest.log() - pruned_rest.log())
     return (kl + bucket).clamp_min(0)
 
 

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from predictor import FEWEST_PAIRS
 from space import Budget, Layout, SearchSpace, SettingError, build_space
 
 
@@ -24,7 +25,7 @@ class TextConfig(_Settings):
     report: str | None = None
     sequence_length: int = Field(512, ge=16)  # tokens
     calibrate: int = Field(32, ge=1)  # sequences; 16,384 tokens settle Wanda's norms
-    search: int = Field(4, ge=1)  # sequences; measured several hundred times, so few
+    search: int = Field(8, ge=1)  # sequences; measured several hundred times, so few
     validate_: int = Field(16, ge=1, alias="validate")  # sequences; the finalists are told apart on these
     report_sequences: int = Field(32, ge=1)  # sequences
 
@@ -48,8 +49,14 @@ class SearchConfig(_Settings):
     picks: int = Field(12, ge=1)  # architectures measured per round
     trials: int = Field(48, ge=1)  # Optuna trials per round, each the best of `candidates`
     candidates: int = Field(1024, ge=16)  # architectures the predictor screens per trial
-    finalists: int = Field(6, ge=1)  # measured on the validation text; the best there wins
+    finalists: int = Field(12, ge=1)  # measured on the validation text; the best there wins
     gate: float = Field(0.4, ge=-1, le=1)  # held-out Kendall tau below which more pairs are measured first
+
+    @model_validator(mode="after")
+    def _enough_pairs(self) -> Self:
+        if self.random_pairs + self.guided_pairs < FEWEST_PAIRS:
+            raise ValueError(f"random_pairs and guided_pairs must add up to at least {FEWEST_PAIRS} to fit a predictor")
+        return self
 
 
 # Sparsity levels when a budget on nonzero_parameters asks for sparsity: steps of 10 % around the usual 50 to 70 %.
