@@ -1,5 +1,6 @@
 """The command `secateur`: parse, validate, call. Every command has --json for machines."""
 
+import errno
 import json
 import os
 import sqlite3
@@ -65,7 +66,10 @@ def run(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Search, measure, report and export the best pruned model; a stopped run goes on with the same command."""
+    """Search, measure, report and export the best pruned model.
+
+    A run that was stopped goes on with the same command and measures nothing twice.
+    """
     from search.report import print_report
     from search.run import run_search
 
@@ -113,7 +117,10 @@ def measure(
     split: Annotated[str, typer.Option(help="Text to measure on: search, validate or report.")] = "search",
     as_json: Json = False,
 ) -> None:
-    """Measure architectures for real with a run's model, text and criterion, and keep the pairs."""
+    """Measure architectures for real and keep the pairs.
+
+    They are measured with the run's model, text and criterion; those on the search text count in the next fit.
+    """
     from search.session import open_evaluator
 
     _one_of("split", split, ("search", "validate", "report"))
@@ -144,7 +151,10 @@ def fit(
     seed: Annotated[int | None, typer.Option(help="Of folds and trees; default the run's.", min=0)] = None,
     as_json: Json = False,
 ) -> None:
-    """Fit the predictor on all pairs of a run, those that you measured included, and say how good it is."""
+    """Fit the predictor anew and say how good it is.
+
+    It learns from all pairs of the run, those that you measured included.
+    """
     from search.session import refit
 
     quality = refit(RunFolder(folder), seed)
@@ -168,7 +178,7 @@ def predict(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask the predictor what an architecture would measure; no model is loaded."""
+    """Ask what an architecture would measure, loading no model."""
     from predictor import AccuracyPredictor
 
     opened = RunFolder(folder)
@@ -224,7 +234,10 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Folder to make; default export/ in the run folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a finished run's winner; a fresh process checks that it gives the same logits."""
+    """Export a finished run's winner.
+
+    A fresh process loads the export and checks that its logits are those of the model in memory, before it is kept.
+    """
     from search.export.best import export_best
 
     target = export_best(folder, format, out)
@@ -270,6 +283,11 @@ def _guarded(call: Callable[[], Any]) -> int:
             return _refuse(
                 "Results must fit on the disk, but it is full; free some space and repeat the command, it goes on "
                 "where it stopped."
+            )
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return _refuse(
+                f"What a run writes and reads must be open to you, but {str(error.filename)!r} is not; change its "
+                "permissions, or choose another place with --out (run folder) or SECATEUR_CACHE (converted models)."
             )
         raise
     return 0

@@ -42,7 +42,7 @@ class PairRow:
 
     fingerprint: str
     architecture: Architecture
-    kind: str  # "prior" (one sub-block changed), "random", "searched", "frontier" (other budgets) or "baseline"
+    kind: str  # why it was measured: the pair's origin, as `search.figures` draws it
     cost: Cost
     kl: float  # nats per token, on the search text
     kl_standard_error: float

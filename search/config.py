@@ -43,10 +43,11 @@ class SpaceConfig(_Settings):
 class SearchConfig(_Settings):
     """How much is measured and searched. More of everything is better and slower."""
 
-    random_pairs: int = Field(24, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
-    guided_pairs: int = Field(40, ge=0)  # near the additive prior's optimum: its view of where the search will go
-    rounds: int = Field(4, ge=1)  # fit, search, measure the best
-    picks: int = Field(12, ge=1)  # architectures measured per round
+    random_pairs: int = Field(16, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
+    profile_pairs: int = Field(24, ge=0)  # smooth over depth: what single changes cannot show
+    guided_pairs: int = Field(24, ge=0)  # near the additive prior's optimum: where the search will go
+    rounds: int = Field(5, ge=1)  # fit, search, measure the best
+    picks: int = Field(10, ge=1)  # architectures measured per round
     trials: int = Field(48, ge=1)  # Optuna trials per round, each the best of `candidates`
     candidates: int = Field(1024, ge=16)  # architectures the predictor screens per trial
     finalists: int = Field(12, ge=1)  # measured on the validation text; the best there wins
@@ -54,8 +55,10 @@ class SearchConfig(_Settings):
 
     @model_validator(mode="after")
     def _enough_pairs(self) -> Self:
-        if self.random_pairs + self.guided_pairs < FEWEST_PAIRS:
-            raise ValueError(f"random_pairs and guided_pairs must add up to at least {FEWEST_PAIRS} to fit a predictor")
+        if self.random_pairs + self.profile_pairs + self.guided_pairs < FEWEST_PAIRS:
+            raise ValueError(
+                f"random_pairs, profile_pairs and guided_pairs must add up to {FEWEST_PAIRS} or more to fit a predictor"
+            )
         return self
 
 

@@ -34,7 +34,10 @@ DARK = {
 _KINDS = {
     "prior": ("one sub-block changed", GREY, "circle"),
     "random": ("random", BLUE, "circle"),
+    "profile": ("smooth over depth", BLUE, "triangle-down"),
+    "guided": ("near the prior's best", ORANGE, "circle"),
     "frontier": ("other budgets", GREEN, "triangle-up"),
+    "user": ("measured by hand", PURPLE, "cross"),
     "searched": ("searched", VERMILLION, "square"),
     "baseline": ("baseline", PURPLE, "diamond"),
 }

@@ -217,11 +217,14 @@ class RunFolder:
 def write_text(file: Path, text: str) -> None:
     """Write a file beside, make sure it is on the disk, then rename it into place."""
     beside = file.with_name(f".{file.name}.partial")
-    with beside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(file)
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

@@ -10,7 +10,11 @@ from space import Architecture, Indices, SearchSpace, land, sample
 Score = Callable[[Indices], NDArray[np.float64]]  # (n, columns) -> (n,), lower is better
 
 _MOST_SWAPS = 6  # sub-blocks that a mutation lowers, and about as many that landing raises in return
-PRIOR_LEVELS = (0.0, 0.25, 0.5, 2 / 3, 5 / 6)  # kept shares at which each sub-block is measured alone
+_PROFILE_KNOTS = 3  # between the ends
+_BISECTIONS = 12
+# Kept shares at which each sub-block is measured alone: dense where good architectures live, since the predictor
+# interpolates between them.
+PRIOR_LEVELS = (0.0, 1 / 3, 2 / 3, 5 / 6, 11 / 12)
 
 
 def mutate(space: SearchSpace, parents: Indices, rng: np.random.Generator, most_swaps: int = _MOST_SWAPS) -> Indices:
@@ -82,6 +86,72 @@ def offspring(space: SearchSpace, parents: Indices, count: int, rng: np.random.G
             sample(space, fresh, rng),
         ]
     )
+
+
+def profiles(space: SearchSpace, count: int, rng: np.random.Generator) -> Indices:
+    """Return architectures whose kept share changes smoothly with depth, on the budget.
+
+    Good architectures are smooth before they are fine-tuned: damage in early layers is amplified by all that follow,
+    which measuring sub-blocks one at a time cannot show. Each profile is piecewise linear through a few random knots,
+    raised or lowered as a whole until it fits; half of them leave the attention whole.
+
+    Args:
+        space: the search space.
+        count: profiles wanted.
+        rng: where the randomness comes from.
+
+    Returns:
+        (count, columns), within the budgets.
+    """
+    depth = np.linspace(0, 1, space.columns // 2)
+    drawn = []
+    for index in range(count):
+        knots = np.concatenate([[0.0], np.sort(rng.random(_PROFILE_KNOTS)), [1.0]])
+        shapes = [np.interp(depth, knots, rng.random(len(knots))) for _ in range(2)]
+        attention = np.ones_like(depth) if index % 2 else 1 - 0.5 * shapes[0]
+        drawn.append(_fitted(space, attention, shapes[1]))
+    return land(space, np.array(drawn, dtype=np.int16), rng)
+
+
+def _fitted(space: SearchSpace, attention: NDArray[np.float64], mlp: NDArray[np.float64]) -> NDArray[np.int16]:
+    """Return the largest architecture of a profile within the budgets; shares are cut off at whole and at nothing."""
+    low, high = -1.0, 2.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        fits = bool(space.within(_row(space, attention, mlp, middle)[None])[0])
+        low, high = (middle, high) if fits else (low, middle)
+    return _row(space, attention, mlp, low)
+
+
+def _row(
+    space: SearchSpace, attention: NDArray[np.float64], mlp: NDArray[np.float64], level: float
+) -> NDArray[np.int16]:
+    # Attention is cut by its own shape alone while the level is in its usual range, and with the MLP below it.
+    kept = np.stack([attention + min(level, 0.0), mlp + level], axis=1).clip(0, 1).reshape(-1)
+    return np.asarray(np.rint(kept * (space.sizes - 1)), dtype=np.int16)
+
+
+def nearest(space: SearchSpace, architecture: Architecture, rng: np.random.Generator) -> Indices:
+    """Return the architecture of the space nearest to one that may lie between its widths, on the budget.
+
+    Args:
+        space: the search space.
+        architecture: any architecture of the model.
+        rng: where the randomness comes from.
+
+    Returns:
+        (1, columns), within the budgets.
+    """
+    row = []
+    for column, options in enumerate(space.choices):
+        layer = architecture.layers[column // 2]
+        mine = (layer.mlp_width, layer.mlp_sparsity) if column % 2 else (layer.kv_groups, layer.attention_sparsity)
+        row.append(min(range(len(options)), key=lambda i: _distance(options[i].width, options[i].sparsity, mine)))
+    return land(space, np.array([row], dtype=np.int16), rng)
+
+
+def _distance(width: int, sparsity: float, wanted: tuple[int, float]) -> tuple[float, float]:
+    return abs(width - wanted[0]), abs(sparsity - wanted[1])
 
 
 def evolve(

@@ -5,7 +5,6 @@ be mailed or kept beside the numbers. Both say the same: the rows are made once,
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -20,8 +19,9 @@ from rich.table import Table
 
 from search.comparison import PairRow, comparison, duration, headline, notes, pareto_front, title_of
 from search.figures import DARK, Drawing, pareto_drawing, prediction_drawing
+from search.folder import write_text
 from search.layer_map import layers_drawing, rounds_drawing
-from space import Architecture, Cost, RunFolderError
+from space import Architecture, Cost
 
 __all__ = ["PairRow", "comparison_table", "pareto_front", "print_report", "render_report", "write_report"]
 
@@ -141,21 +141,11 @@ def write_report(folder: Path, best: Mapping[str, Any], pairs: Sequence[PairRow]
         pairs: the architectures that the run measured.
 
     Raises:
-        RunFolderError: the folder cannot be written, or `best` is of another format.
+        RunFolderError: `best` is of another format.
         ArchitectureError: an architecture in `best` is damaged.
     """
-    page, path = render_report(best, pairs), folder / "report.html"
-    beside = folder / f".report.html.{os.getpid()}"
-    try:
-        beside.write_text(page, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise RunFolderError(
-            f"A report needs a run folder that can be written, but {folder} cannot be ({error}); free it "
-            "or choose another."
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    path = folder / "report.html"
+    write_text(path, render_report(best, pairs))
     return path
 
 

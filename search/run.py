@@ -138,7 +138,7 @@ def _search(run: Run, started: float) -> dict[str, Any]:
     baselines = selection.allocations(run.space)
     run.measure("Measuring baselines", list(baselines.values()), "baseline")
     run.measure("Measuring each sub-block alone", prior_architectures(run.space), "prior")
-    _measure_first_pairs(run)
+    _measure_first_pairs(run, run.config.seed)
     rounds, predictor = _rounds(run)
     baselines["best_random"] = _best_random(run)
     champion = _final(run)
@@ -165,14 +165,17 @@ def _search(run: Run, started: float) -> dict[str, Any]:
     return best
 
 
-def _measure_first_pairs(run: Run) -> None:
-    settings = run.config.search
+_FIRST_PAIRS = {
+    "random": "Measuring random samples",
+    "profile": "Measuring smooth profiles",
+    "guided": "Measuring near the prior's best",
+}
+
+
+def _measure_first_pairs(run: Run, seed: int) -> None:
     prior = additive_prior(run.space, run.pairs)
-    random, guided = selection.first_pairs(
-        run.space, prior, settings.random_pairs, settings.guided_pairs, run.config.seed
-    )
-    run.measure("Measuring random samples", random, "random")
-    run.measure("Measuring near the prior's best", guided, "guided")
+    for origin, chosen in selection.first_pairs(run.space, prior, run.config.search, seed).items():
+        run.measure(_FIRST_PAIRS[origin], chosen, origin)
 
 
 def _rounds(run: Run) -> tuple[list[dict[str, Any]], AccuracyPredictor]:
@@ -211,10 +214,13 @@ def _propose(run: Run, number: int, score: Score) -> list[Architecture]:
         seed=run.config.seed * 1000 + number,
     )
     with run.reporter.stage(f"Round {number}: searching", settings.trials, "trials") as advance:
-        proposed = run_study(
+        near, anywhere = run_study(
             run.folder.study_file, f"round-{number}", sampler, run.space, score, settings.trials, advance
         )
-    return selection.diverse(run.space, proposed, settings.picks)
+    chosen = selection.diverse(run.space, anywhere, settings.picks // 2)
+    known = {architecture.fingerprint for architecture in chosen}
+    rest = [architecture for architecture in near if architecture.fingerprint not in known]
+    return chosen + selection.diverse(run.space, rest, settings.picks - len(chosen))
 
 
 def _fit_past_gate(run: Run) -> AccuracyPredictor:
@@ -226,12 +232,7 @@ def _fit_past_gate(run: Run) -> AccuracyPredictor:
         if tau >= settings.gate:
             break
         run.reporter.say(f"Held-out Kendall tau {tau:.2f} is below {settings.gate:.2f}: measuring more pairs first")
-        prior = additive_prior(run.space, run.pairs)
-        count = settings.random_pairs + settings.guided_pairs
-        random, guided = selection.first_pairs(
-            run.space, prior, (count + 1) // 2, count // 2, run.config.seed + 1000 * extra
-        )
-        run.measure("Measuring more pairs", [*random, *guided], "random")
+        _measure_first_pairs(run, run.config.seed + 1000 * extra)
         predictor = fit(run)
     if predictor.quality.kendall_tau < settings.gate:
         run.reporter.say(

@@ -7,7 +7,8 @@ import numpy as np
 
 from evaluator import Pair
 from predictor import AdditivePrior
-from search.proposals import Score, evolve, mutate
+from search.config import SearchConfig
+from search.proposals import Score, evolve, mutate, nearest, profiles
 from space import Architecture, BudgetError, Indices, SearchSpace, sample, uniform_sparsity, uniform_widths, whole_ends
 
 BASELINES = {
@@ -44,28 +45,43 @@ def prior_score(space: SearchSpace, prior: AdditivePrior) -> Score:
 
 
 def first_pairs(
-    space: SearchSpace, prior: AdditivePrior, random_count: int, guided_count: int, seed: int
-) -> tuple[list[Architecture], list[Architecture]]:
-    """Return what the predictor is first fitted on: random samples, and mutations of the additive prior's optima.
+    space: SearchSpace, prior: AdditivePrior, settings: SearchConfig, seed: int
+) -> dict[str, list[Architecture]]:
+    """Return what the predictor is first fitted on, by origin.
+
+    Three kinds, each seeing what the others do not: `random` covers the budget surface and is the honest baseline of a
+    search; `profile` varies smoothly with depth, the baselines among them; `guided` lies around the additive prior's
+    optima, from very near to far.
 
     Args:
         space: the search space.
         prior: the additive prior.
-        random_count: stratified samples over the budget surface.
-        guided_count: architectures near the prior's optimum, from very near to far.
+        settings: how many of each.
         seed: of all draws.
     """
-    random_rng, guided_rng = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
-    drawn = unique(space, sample(space, random_count, random_rng))
-    if not guided_count:
-        return drawn, []
-    best = evolve(space, prior_score(space, prior), guided_rng)
+    rngs = [np.random.default_rng([seed, stream]) for stream in (1, 2, 3)]
+    found = {"random": sample(space, settings.random_pairs, rngs[0])}
+    if settings.profile_pairs:
+        fixed = [nearest(space, each, rngs[1]) for name, each in allocations(space).items() if name != "dense"]
+        drawn = profiles(space, settings.profile_pairs, rngs[1])
+        found["profile"] = np.concatenate([*fixed, drawn])[: settings.profile_pairs]
+    if settings.guided_pairs:
+        found["guided"] = _around_optima(space, prior, settings.guided_pairs, rngs[2])
+    known: set[str] = set()
+    fresh = {}
+    for origin, indices in found.items():
+        fresh[origin] = [each for each in unique(space, indices) if each.fingerprint not in known]
+        known |= {each.fingerprint for each in fresh[origin]}
+    return fresh
+
+
+def _around_optima(space: SearchSpace, prior: AdditivePrior, count: int, rng: np.random.Generator) -> Indices:
+    best = evolve(space, prior_score(space, prior), rng)
     moved = [best[:1]]
-    for index in range(1, guided_count):
-        parent = best[[index % max(1, min(len(best), guided_count // 2))]]
-        moved.append(mutate(space, parent, guided_rng, most_swaps=1 + index * _GUIDED_SWAPS // guided_count))
-    known = {architecture.fingerprint for architecture in drawn}
-    return drawn, [found for found in unique(space, np.concatenate(moved)) if found.fingerprint not in known]
+    for index in range(1, count):
+        parent = best[[index % max(1, min(len(best), count // 2))]]
+        moved.append(mutate(space, parent, rng, most_swaps=1 + index * _GUIDED_SWAPS // count))
+    return np.concatenate(moved)
 
 
 def unique(space: SearchSpace, indices: Indices) -> list[Architecture]:

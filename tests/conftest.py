@@ -19,8 +19,9 @@ SMALL_RUN = {
     "dtype": "float32",
     "text": {"sequence_length": 64, "calibrate": 8, "search": 4, "validate": 4, "report_sequences": 6},
     "search": {
-        "random_pairs": 14,
-        "guided_pairs": 12,
+        "random_pairs": 10,
+        "profile_pairs": 8,
+        "guided_pairs": 8,
         "rounds": 2,
         "picks": 4,
         "trials": 8,

@@ -42,7 +42,7 @@ def export_best(
     run = RunFolder(Path(run_folder))
     best = run.best()
     folder = run.export if target is None else Path(target)
-    with open_evaluator(run) as judge:
+    with run.locked(), open_evaluator(run) as judge:
         export_installed(judge, best, folder, format)
     return folder
 
@@ -76,7 +76,7 @@ Found by [Secateur](https://pypi.org/project/secateur/): an architecture search 
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
-import evaluator  # of secateur; elsewhere pass trust_remote_code=True, the folder carries its modelling file
+import evaluator  # of secateur; elsewhere pass trust_remote_code=True to both, the folder carries its code
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")

@@ -139,7 +139,13 @@ def verify(dense: DenseModel, folder: Path) -> None:
         probe = Path(scratch) / "probe.safetensors"
         save_file({"tokens": tokens, "logits": logits.contiguous()}, probe)
         command = [sys.executable, "-m", "search.export.verify", str(folder), str(probe), str(dense.model.device)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        # The same packages as here, wherever they were imported from; as many threads, since sums depend on them.
+        paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        }
         outcome = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if outcome.returncode:
         reason = (outcome.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -34,17 +34,16 @@ def terms_of(prior, *architectures):
 
 def test_terms_by_hand(pico_prior):
     pruned = PICO_DENSE.replace(0, mlp_width=48).replace(1, kv_groups=1).replace(2, mlp_width=16, kv_groups=0)
-    # Half of the way to 0.04 in square roots; of two groups, one kept is half of the way to 0.25; 16 of 32 to 0.36 * 3.
-    halfway = ((np.sqrt(0.12) + np.sqrt(1.08)) / 2) ** 2
-    assert terms_of(pico_prior, pruned)[0] == pytest.approx([0, 0.01, 0.25 / 4, 0, 0.25, halfway])
+    # Half of the way to 0.04; of two groups, one kept is half of the way to 0.25; 16 is between 0.12 and 1.08.
+    assert terms_of(pico_prior, pruned)[0] == pytest.approx([0, 0.02, 0.125, 0, 0.25, 0.6])
     assert terms_of(pico_prior, PICO_DENSE)[0].tolist() == [0.0] * 6
 
 
 def test_width_and_sparsity_add_and_go_on_beyond_the_last_point(pico_prior):
     both = PICO_DENSE.replace(0, mlp_width=32, mlp_sparsity=0.25)
-    assert terms_of(pico_prior, both)[0, 1] == pytest.approx(0.04 + 0.01 / 4)
+    assert terms_of(pico_prior, both)[0, 1] == pytest.approx(0.04 + 0.01 / 2)
     sparser = PICO_DENSE.replace(0, mlp_sparsity=0.75)
-    assert terms_of(pico_prior, sparser)[0, 1] == pytest.approx((0.1 * 1.5) ** 2)
+    assert terms_of(pico_prior, sparser)[0, 1] == pytest.approx(0.01 * 1.5)
 
 
 def test_exact_on_singles(prior):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.proposals import cross, evolve, mutate, offspring, prior_architectures
-from space import Architecture, Budget, build_space, sample
+from search.proposals import cross, evolve, mutate, nearest, offspring, prior_architectures, profiles
+from space import Architecture, Budget, build_space, cost_of, sample
 from tests.search.pieces import SPACE, score
 from tests.space.layouts import PICO, SMOLLM2_135M
 
@@ -79,3 +79,25 @@ def test_the_prior_changes_one_sub_block_at_a_time(layout, budget, more):
     for column in range(space.columns):
         levels = {space.encode([a])[0, column] for a, row in zip(found, changed, strict=True) if row[column]}
         assert 0 in levels or more.get("removal") is False  # the deepest cut is among them
+
+
+def test_profiles_are_smooth_and_use_the_budget():
+    drawn = profiles(SPACE, 16, np.random.default_rng(0))
+    assert drawn.tolist() == profiles(SPACE, 16, np.random.default_rng(0)).tolist()
+    assert len(np.unique(drawn, axis=0)) == 16
+    share = SPACE.budget_costs(drawn) / SPACE.limits
+    assert ((share <= 1) & (share > 0.99)).all()
+    steps = np.abs(np.diff(drawn[:, 1::2].astype(int), axis=1))
+    scattered = np.abs(np.diff(sample(SPACE, 16, np.random.default_rng(0))[:, 1::2].astype(int), axis=1))
+    assert steps.mean() < 0.5 * scattered.mean()
+    assert (drawn[1::2, ::2] == 3).mean() > 0.9  # every other one leaves the attention whole
+
+
+def test_nearest_takes_what_the_space_has():
+    dense = Architecture.dense(SMOLLM2_135M)
+    [found] = SPACE.decode(nearest(SPACE, dense.replace(3, mlp_width=700), np.random.default_rng(0)))
+    assert SPACE.allows(found)
+    exact = dense.replace(3, mlp_width=640).replace(4, kv_groups=1, mlp_width=128)
+    tight = build_space(SMOLLM2_135M, (Budget("parameters", float(cost_of(SMOLLM2_135M, exact).parameters)),))
+    off = dense.replace(3, mlp_width=690).replace(4, kv_groups=1, mlp_width=150)
+    assert tight.decode(nearest(tight, off, np.random.default_rng(0))) == [exact]

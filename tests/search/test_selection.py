@@ -6,6 +6,7 @@ import pytest
 from evaluator import Measurement, Pair
 from predictor import AdditivePrior
 from search import selection
+from search.config import SearchConfig
 from search.proposals import evolve, prior_architectures
 from space import Architecture, Budget, BudgetError, build_space, cost_of, sample
 from tests.search.pieces import SPACE, score
@@ -52,16 +53,30 @@ def test_a_sparse_search_is_compared_with_uniform_sparsity():
 
 
 def test_the_first_pairs(prior):
-    random, guided = selection.first_pairs(SPACE, prior, 12, 10, seed=4)
-    assert (len(random), within(random), within(guided)) == (12, True, True)
-    assert 5 <= len(guided) <= 10
-    prints = [architecture.fingerprint for architecture in (*random, *guided)]
+    settings = SearchConfig(random_pairs=12, profile_pairs=8, guided_pairs=10)
+    first = selection.first_pairs(SPACE, prior, settings, seed=4)
+    assert list(first) == ["random", "profile", "guided"]
+    assert len(first["random"]) == 12
+    assert 5 <= len(first["guided"]) <= 10
+    assert all(within(chosen) for chosen in first.values())
+    prints = [architecture.fingerprint for chosen in first.values() for architecture in chosen]
     assert len(set(prints)) == len(prints)
-    assert selection.first_pairs(SPACE, prior, 12, 10, seed=4) == (random, guided)
-    assert selection.first_pairs(SPACE, prior, 12, 10, seed=5)[0] != random
-    assert selection.first_pairs(SPACE, prior, 12, 0, seed=4) == (random, [])
+    assert selection.first_pairs(SPACE, prior, settings, seed=4) == first
+    assert selection.first_pairs(SPACE, prior, settings, seed=5)["random"] != first["random"]
+    alone = SearchConfig(random_pairs=20, profile_pairs=0, guided_pairs=0)
+    assert list(selection.first_pairs(SPACE, prior, alone, seed=4)) == ["random"]
     # Guided pairs are where a search would go: far better by the prior than random ones.
-    assert np.median(score(SPACE.encode(guided))) < np.median(score(SPACE.encode(random)))
+    assert np.median(score(SPACE.encode(first["guided"]))) < np.median(score(SPACE.encode(first["random"])))
+
+
+def test_the_baselines_are_among_the_first_pairs(prior):
+    settings = SearchConfig(random_pairs=12, profile_pairs=8, guided_pairs=0)
+    first = selection.first_pairs(SPACE, prior, settings, seed=4)["profile"]
+    baselines = [each for name, each in selection.allocations(SPACE).items() if name != "dense"]
+    for baseline, nearest in zip(baselines, first, strict=False):
+        gaps = [abs(a.mlp_width - b.mlp_width) for a, b in zip(baseline.layers, nearest.layers, strict=True)]
+        assert sorted(gaps)[len(gaps) // 2] <= 128  # one step of the space, landing may move a few layers further
+        assert {layer.kv_groups for layer in nearest.layers} == {3}
 
 
 def test_diverse_choices_differ_from_each_other():

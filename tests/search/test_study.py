@@ -13,7 +13,6 @@ from space import Budget, Choice, build_space, sample
 from tests.space.layouts import PICO
 
 ROOT = Path(__file__).parents[2]
-# Few columns, since Optuna writes each parameter of a trial to the disk by itself.
 SPACE = build_space(PICO, (Budget("parameters", 0.7),))
 STARTS = sample(SPACE, 8, np.random.default_rng(0))
 
@@ -29,8 +28,10 @@ def sampler(seed=1, seen=(), starts=STARTS, candidates=64):
 
 
 def study_of(file, trials=6, told=None, **more):
+    """Return all proposals of a study, best first."""
     progress = [].append if told is None else told.append
-    return run_study(file, "round-1", sampler(**more), SPACE, score, trials, progress)
+    near, anywhere = run_study(file, "round-1", sampler(**more), SPACE, score, trials, progress)
+    return sorted(near + anywhere, key=lambda each: score(SPACE.encode([each]))[0])
 
 
 def names(architectures):
@@ -48,6 +49,18 @@ def test_proposals_are_new_within_the_budget_and_best_first(tmp_path):
     assert SPACE.within(rows).all()
     assert (np.diff(score(rows)) >= 0).all()
     assert score(rows)[0] < score(STARTS).min()
+
+
+def test_every_other_trial_stays_near_the_best_measured(tmp_path):
+    order = np.argsort(score(STARTS))
+    near, anywhere = run_study(tmp_path / "study.db", "round-1", sampler(starts=STARTS[order]), SPACE, score, 12)
+    assert (len(near), len(anywhere)) == (6, 6)
+    for found in (near, anywhere):
+        assert (np.diff(score(SPACE.encode(found))) >= 0).all()
+    elites = STARTS[order][:6]
+    away = [min((row != elite).sum() for elite in elites) for row in SPACE.encode(near)]
+    # Two steps down, two up, and what landing on the budget takes.
+    assert max(away) <= 7
 
 
 def test_a_study_is_the_same_in_another_process(tmp_path):
@@ -122,5 +135,6 @@ def test_a_space_that_was_all_seen_repeats_instead_of_failing(tmp_path):
 
     every = sampler()
     every._seen = type("All", (), {"__or__": lambda *_: Everything(), "__iter__": lambda _: iter(())})()
-    [found] = run_study(tmp_path / "study.db", "round-1", every, SPACE, score, 1)
+    near, [found] = run_study(tmp_path / "study.db", "round-1", every, SPACE, score, 1)
+    assert near == []
     assert SPACE.allows(found)
