@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evaluator import SPLITS, SplitSizes, load_texts, prepare_texts
-from evaluator.texts import GENERATION_BATCH, generate_tokens, tokenise
+from evaluator.texts import GENERATION_BATCH, TEMPERATURES, _TemperaturePerRow, generate_tokens, tokenise
 from space import SettingError, TextError
 from tests.pico import SENTENCE, VOCABULARY
 
@@ -106,6 +106,14 @@ def test_self_generated_text_is_seeded(pico, tmp_path):
     assert not torch.equal(first, other)
     assert len(rows(first)) == 4
     assert first.max() < VOCABULARY
+
+
+def test_sequences_take_the_temperatures_in_turn():
+    scores = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])
+    cooled = _TemperaturePerRow()(torch.zeros(4, 1), scores)
+    assert torch.equal(cooled[0], scores[0] / TEMPERATURES[0])
+    assert torch.equal(cooled[2], scores[2] / TEMPERATURES[2])
+    assert torch.equal(cooled[3], scores[3] / TEMPERATURES[0])
 
 
 def test_generation_leaves_the_callers_random_numbers_alone(pico, tmp_path):
