@@ -78,13 +78,14 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     reporter = reporter or Reporter(quiet=True)
     files = RunFolder(Path(folder))
     files.check(config)
-    if files.best_file.exists():
-        reporter.say(f"{files.path} is finished already; nothing to do")
-        return files.best()
     started = time.perf_counter()
     with reporter.stage(f"Opening {config.model}", 1, "models") as advance:
         dense = open_model(config.model, dtype=config.dtype, device=config.device)
         advance(1)
+    if files.best_file.exists():
+        files.keep_layout(config.model, dense.weights_hash, dense.layout)
+        reporter.say(f"{files.path} is finished already; nothing to do")
+        return files.best()
     space = config.search_space(dense.layout)
     selection.allocations(space)  # a budget that baselines cannot meet is refused here
     with files.locked():
