@@ -98,9 +98,10 @@ def headline(best: Mapping[str, Any]) -> str:
         return f"{text}."
     change = mine["perplexity"] / other["perplexity"] - 1
     text += f" against {_perplexity(other['perplexity'])} for uniform pruning ({100 * change:+.0f} %)"
-    spread = (mine["perplexity_standard_error"] ** 2 + other["perplexity_standard_error"] ** 2) ** 0.5
-    if abs(mine["perplexity"] - other["perplexity"]) < 2 * spread:
-        text += "; the difference is within twice its standard error, so take the two as equal"
+    # Both are on the same tokens, so most of perplexity's error is shared; that of KL to the same dense model is not.
+    spread = (mine["kl_standard_error"] ** 2 + other["kl_standard_error"] ** 2) ** 0.5
+    if abs(mine["kl"] - other["kl"]) < 2 * spread:
+        text += "; their KL to the dense model differs by less than twice its standard error, so take them as equal"
     return f"{text}."
 
 

@@ -30,6 +30,8 @@ DARK = {
     ORANGE: "#f5b82e",
     GREY: "#7d8691",
 }
+# Below this, a KL is the rounding of the sum that it is computed from: the dense model against itself.
+ROUNDING = 1e-5
 # How each kind of pair is drawn: legend, colour, symbol; the first are drawn first, under the others.
 _KINDS = {
     "prior": ("one sub-block changed", GREY, "circle"),
@@ -65,7 +67,7 @@ def pareto_drawing(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Drawing
     dense = Cost(**best["dense_cost"])
     named = list(_named_points(best, budget.metric))
     taken = {fingerprint for *_, fingerprint in named}
-    shown = [pair for pair in pairs if pair.kl > 0 and pair.fingerprint not in taken]
+    shown = [pair for pair in pairs if pair.kl > ROUNDING and pair.fingerprint not in taken]
     unit = float(getattr(dense, budget.metric))
     figure = _figure(_HEIGHT)
 
@@ -121,7 +123,7 @@ def prediction_drawing(pairs: Sequence[PairRow]) -> Drawing | None:
     Args:
         pairs: what was measured; those without a positive prediction are left out.
     """
-    shown = [pair for pair in pairs if pair.predicted is not None and pair.predicted > 0 and pair.kl > 0]
+    shown = [pair for pair in pairs if pair.predicted is not None and pair.predicted > 0 and pair.kl > ROUNDING]
     if not shown:
         return None
     figure = _figure(_HEIGHT)
@@ -185,7 +187,7 @@ def _named_points(best: Mapping[str, Any], metric: str) -> Iterator[tuple[str, f
     models = {BASELINES.get(name, name): model for name, model in best["baselines"].items()}
     for label, model in (*models.items(), ("winner", best)):
         measured = model["measured"].get("search")
-        if measured and measured["kl"] > 0:
+        if measured and measured["kl"] > ROUNDING:
             share = model["cost"][metric] / best["dense_cost"][metric]
             yield label, share, measured["kl"], measured["kl_standard_error"], model["fingerprint"]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from predictor import AdditivePrior, feature_names, features
+from predictor.features import POWER, rounding_floor
 from space import Architecture, PredictorError, genes_of
 from tests.predictor.synthetic import DENSE, SINGLES, draw, measure
 from tests.space.layouts import PICO, SMOLLM2_135M
@@ -35,15 +36,17 @@ def terms_of(prior, *architectures):
 def test_terms_by_hand(pico_prior):
     pruned = PICO_DENSE.replace(0, mlp_width=48).replace(1, kv_groups=1).replace(2, mlp_width=16, kv_groups=0)
     # Half of the way to 0.04; of two groups, one kept is half of the way to 0.25; 16 is between 0.12 and 1.08.
-    assert terms_of(pico_prior, pruned)[0] == pytest.approx([0, 0.02, 0.125, 0, 0.25, 0.6])
+    half = 0.5 ** (5 / 3)
+    between = ((0.12**0.6 + 1.08**0.6) / 2) ** (5 / 3)
+    assert terms_of(pico_prior, pruned)[0] == pytest.approx([0, 0.04 * half, 0.25 * half, 0, 0.25, between])
     assert terms_of(pico_prior, PICO_DENSE)[0].tolist() == [0.0] * 6
 
 
 def test_width_and_sparsity_add_and_go_on_beyond_the_last_point(pico_prior):
     both = PICO_DENSE.replace(0, mlp_width=32, mlp_sparsity=0.25)
-    assert terms_of(pico_prior, both)[0, 1] == pytest.approx(0.04 + 0.01 / 2)
+    assert terms_of(pico_prior, both)[0, 1] == pytest.approx(0.04 + 0.01 * 0.5 ** (5 / 3))
     sparser = PICO_DENSE.replace(0, mlp_sparsity=0.75)
-    assert terms_of(pico_prior, sparser)[0, 1] == pytest.approx(0.01 * 1.5)
+    assert terms_of(pico_prior, sparser)[0, 1] == pytest.approx(0.01 * 1.5 ** (5 / 3))
 
 
 def test_exact_on_singles(prior):
@@ -129,3 +132,30 @@ def test_features_of_dense_are_finite(prior):
     genes = genes_of([DENSE])
     assert np.isfinite(features(prior.terms(genes))).all()
     assert features(prior.terms(genes[:0])).shape == (0, len(feature_names(SMOLLM2_135M)))
+
+
+def curves(floor):
+    """Widths of a made-up model whose MLP damage is an exact power law on top of a floor that falls with depth."""
+    rng = np.random.default_rng(0)
+    widths = []
+    for layer in range(SMOLLM2_135M.layers):
+        scale = rng.lognormal(-1.5, 0.5)
+        lost = {width: (1 - width / 1536) ** POWER for width in (0, 512, 1024, 1280, 1408)}
+        widths += [{}, {width: scale * share + floor * (1 - layer / 30) for width, share in lost.items()}]
+    return widths
+
+
+def test_the_rounding_floor_is_found_and_taken_off():
+    assert rounding_floor(SMOLLM2_135M, curves(0.0)) == pytest.approx(np.zeros(30), abs=1e-9)
+    assert rounding_floor(SMOLLM2_135M, curves(0.005)) == pytest.approx(0.005 * (1 - np.arange(30) / 30), abs=1e-6)
+    dense = Architecture.dense(SMOLLM2_135M)
+    found = []
+    for floor in (0.0, 0.005):
+        pairs = [
+            (dense.replace(column // 2, mlp_width=width), value)
+            for column, curve in enumerate(curves(floor))
+            for width, value in curve.items()
+        ]
+        prior = AdditivePrior.from_pairs(SMOLLM2_135M, *zip(*pairs, strict=True))
+        found.append(terms_of(prior, dense.replace(7, mlp_width=1408).replace(20, mlp_width=900)))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)

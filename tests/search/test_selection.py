@@ -76,7 +76,8 @@ def test_the_baselines_are_among_the_first_pairs(prior):
     for baseline, nearest in zip(baselines, first, strict=False):
         gaps = [abs(a.mlp_width - b.mlp_width) for a, b in zip(baseline.layers, nearest.layers, strict=True)]
         assert sorted(gaps)[len(gaps) // 2] <= 128  # one step of the space, landing may move a few layers further
-        assert {layer.kv_groups for layer in nearest.layers} == {3}
+        same = [a.kv_groups == b.kv_groups for a, b in zip(baseline.layers, nearest.layers, strict=True)]
+        assert sum(same) > len(same) / 2
 
 
 def test_diverse_choices_differ_from_each_other():
