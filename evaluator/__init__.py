@@ -13,6 +13,7 @@ from evaluator.measurement import Measurement, Protocol
 from evaluator.pruned_model import SecateurLlamaConfig, SecateurLlamaForCausalLM
 from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts
 from evaluator.store import Pair, PairStore
+from evaluator.texts import tokens_to_write
 
 # Where secateur is installed its exports load without trust_remote_code.
 AutoConfig.register(SecateurLlamaConfig.model_type, SecateurLlamaConfig, exist_ok=True)
@@ -37,4 +38,5 @@ __all__ = [
     "load_texts",
     "open_model",
     "prepare_texts",
+    "tokens_to_write",
 ]

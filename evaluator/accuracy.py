@@ -7,8 +7,11 @@
 | KL | sum over the vocabulary of p (log p - log q), in nats per token |
 | agreement | whether both give the highest probability to the same token |
 
-The dense side is computed once and kept as its TOP_K most likely tokens and the rest as one bucket. Merging tokens into
-a bucket can only lower KL, by less than 1 % at this size; its variance per token is far below that of perplexity.
+The dense side is computed once and kept compactly: its TOP_K most likely tokens, and TAIL_DRAWS tokens drawn from what
+p leaves to all others. The sum over the others is then that share times the mean of log p - log q over the draws, which
+is unbiased. (One bucket for all others, the usual way, loses 8 % of the KL on text of temperature 0.8 to 1 and 19 % at
+temperature 1: SmolLM2-135M, uniform widths at 80 %.) The draws are the same for every architecture, so what they err by
+hardly enters a comparison; `python -m tests.benchmarks.divergence` gives the error against the exact sum.
 """
 
 from collections.abc import Iterator
@@ -21,20 +24,24 @@ from evaluator.checkpoint import DenseModel
 from evaluator.pruning import iterate_batches
 
 TOP_K = 256
+TAIL_DRAWS = 64  # per predicted token
 BATCH_TOKENS = 4096  # tokens through the decoder at once
 CHUNK_TOKENS = 512  # tokens through the vocabulary projection at once: full logits never exist
-_SMALLEST = 1e-7  # float32 cannot tell 1 minus the sum of the top from 0 below this
+_DRAWS_SEED = 0
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The dense model's predictions on a text, one row per predicted token (all but the first of a sequence)."""
+    """The dense model's predictions on a text, one row per predicted token (all but the first of a sequence).
+
+    The columns of `ids` are the most likely tokens, then the draws from the others.
+    """
 
     tokens: Tensor  # (sequences, sequence_length) int64
-    top_ids: Tensor  # (predicted, TOP_K) int64
-    top_logprobs: Tensor  # (predicted, TOP_K) float32
+    ids: Tensor  # (predicted, TOP_K + TAIL_DRAWS) int32
+    logprobs: Tensor  # (predicted, TOP_K + TAIL_DRAWS) float32
     rest: Tensor  # (predicted,) float32: probability outside the top
-    best: Tensor  # (predicted,) int64: the most likely token; apart from top_ids, which orders ties its own way
+    best: Tensor  # (predicted,) int64: the most likely token; apart from ids, which order ties their own way
 
     @property
     def predicted(self) -> int:
@@ -59,14 +66,35 @@ def make_reference(dense: DenseModel, tokens: Tensor) -> Reference:
         tokens: (sequences, sequence_length) token ids.
     """
     ids, logprobs, rests, best = [], [], [], []
+    generator = torch.Generator().manual_seed(_DRAWS_SEED)
     for logits, _ in _logits(dense, tokens):
         chunk = logits.log_softmax(dim=-1)
-        top = chunk.topk(min(TOP_K, chunk.shape[-1]), dim=-1)
-        ids.append(top.indices.cpu())
-        logprobs.append(top.values.cpu())
+        chosen, rest = _choose(chunk, generator)
+        ids.append(chosen.int().cpu())
+        logprobs.append(chunk.gather(1, chosen).cpu())
         best.append(logits.argmax(dim=-1).cpu())
-        rests.append((1 - top.values.exp().sum(dim=-1)).clamp_min(0).cpu())
+        rests.append(rest.cpu())
     return Reference(tokens, torch.cat(ids), torch.cat(logprobs), torch.cat(rests), torch.cat(best))
+
+
+def _choose(logprobs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the ids (tokens, TOP_K + TAIL_DRAWS) to keep and the probability (tokens,) outside the top.
+
+    Args:
+        logprobs: (tokens, vocabulary).
+        generator: of the draws, on the CPU so that every device draws the same.
+    """
+    if logprobs.shape[-1] <= TOP_K:
+        every = torch.arange(logprobs.shape[-1], device=logprobs.device).expand_as(logprobs)
+        return every, logprobs.new_zeros(len(logprobs))
+    top = logprobs.topk(TOP_K, dim=-1).indices
+    others = logprobs.exp().scatter_(1, top, 0.0)
+    rest = others.sum(dim=-1)
+    # Where rounding leaves the others nothing, what is drawn counts nothing; it only has to be possible.
+    draws = torch.multinomial(
+        others.clamp_min(torch.finfo(torch.float32).tiny).cpu(), TAIL_DRAWS, replacement=True, generator=generator
+    )
+    return torch.cat([top, draws.to(top.device)], dim=1), rest
 
 
 def score_tokens(dense: DenseModel, reference: Reference) -> TokenScores:
@@ -81,12 +109,12 @@ def score_tokens(dense: DenseModel, reference: Reference) -> TokenScores:
     for logits, targets in _logits(dense, reference.tokens):
         rows = slice(first, first + len(targets))
         first += len(targets)
-        ids = reference.top_ids[rows].to(logits.device)
+        ids = reference.ids[rows].to(logits.device).long()
         total = logits.logsumexp(dim=-1)
         nlls.append(total - logits.gather(1, targets[:, None])[:, 0])
         kls.append(
             _divergence(
-                reference.top_logprobs[rows].to(logits.device),
+                reference.logprobs[rows].to(logits.device),
                 reference.rest[rows].to(logits.device),
                 logits.gather(1, ids) - total[:, None],
             )
@@ -95,19 +123,18 @@ def score_tokens(dense: DenseModel, reference: Reference) -> TokenScores:
     return TokenScores(torch.cat(nlls).cpu(), torch.cat(kls).cpu(), torch.cat(agreements).cpu())
 
 
-def _divergence(top: Tensor, rest: Tensor, pruned_top: Tensor) -> Tensor:
-    """Return KL over the top tokens and the bucket of the rest.
+def _divergence(logprobs: Tensor, rest: Tensor, pruned: Tensor) -> Tensor:
+    """Return KL (tokens,): the sum over the top and the estimate of the rest, which may be below 0 for a single token.
 
     Args:
-        top: (tokens, k) log p of the dense model's top.
-        rest: (tokens,) p of the rest.
-        pruned_top: (tokens, k) log q of the same tokens.
+        logprobs: (tokens, TOP_K + TAIL_DRAWS) log p of the tokens kept, the top first.
+        rest: (tokens,) p of all but the top.
+        pruned: (tokens, TOP_K + TAIL_DRAWS) log q of the same tokens.
     """
-    kl = (top.exp() * (top - pruned_top)).sum(dim=-1)
-    pruned_rest = (1 - pruned_top.exp().sum(dim=-1)).clamp_min(_SMALLEST)
-    rest = rest.clamp_min(_SMALLEST)
-    bucket = rest * (rest.log() - pruned_rest.log())
-    return (kl + bucket).clamp_min(0)
+    difference = logprobs - pruned
+    top = (logprobs[:, :TOP_K].exp() * difference[:, :TOP_K]).sum(dim=-1)
+    drawn = difference[:, TOP_K:]
+    return top + rest * drawn.mean(dim=-1) if drawn.shape[1] else top
 
 
 def _logits(dense: DenseModel, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

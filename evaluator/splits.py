@@ -100,7 +100,7 @@ def prepare_texts(
     counts = {split: getattr(sizes, split) for split in own}
     make = _generated if source == SELF else _read
     tokens = make(dense, source, counts, sizes.sequence_length, seed, cache, progress)
-    sources = dict.fromkeys(own, "self-generated from BOS" if source == SELF else _named(source))
+    sources = dict.fromkeys(own, "self-generated" if source == SELF else _named(source))
     if "report" not in own:
         assert report_source is not None
         tokens["report"] = _leading(dense, report_source, sizes)

@@ -9,80 +9,100 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from evaluator.checkpoint import DenseModel
+from evaluator.openings import OPENINGS
 from space import TextError
 
 HUB_PREFIX = "hub:"
-GENERATION_BATCH = 32  # sequences; larger batches gain little on a CPU
-# Sequences take these in turn, so that every split has all of them. Tried on SmolLM2-135M, each alone: calibrated on
-# temperature 1, uniform widths at 80 % give a KL of 0.71 on WikiText-2 validation; on temperature 0.8, top-p 0.95,
-# top-k 50 and repetition penalty 1.15 (those of arXiv 2410.17711) 0.79; on 0.9, 1, 50 and 1.1 0.86. As text to search
-# on, a mix of the three ranks 42 architectures closest to C4 (Kendall tau 0.74, against 0.62 for temperature 1 alone)
-# and no worse to WikiText-2 (0.65 and 0.64).
-TEMPERATURES = (1.0, 0.9, 0.8)
+GENERATION_BATCH = 128  # documents
+# Tried on SmolLM2-135M, 32 sequences of 512 tokens each to calibrate on: KL of uniform widths at 80 % with the ends
+# whole, on WikiText-2 validation and C4 (8 sequences each; calibrated on other C4 text: 0.580 and 0.506).
+#   512 tokens from BOS, temperature 1 or 1, 0.9 and 0.8 in turn     0.67 and 0.62, 0.63 and 0.61
+#   128 tokens from BOS, temperature 1                               0.61 and 0.57
+#   128 tokens from a random token, temperature 1                    0.66 and 0.64
+#   512 tokens from an opening, temperature 1                        0.62 and 0.59
+#   128 tokens from an opening, temperature 1 or 1, 0.9, 0.8         0.56 and 0.55, 0.58 and 0.54
+#   64 tokens from an opening, temperature 1                         0.56 and 0.55
+#   128 tokens from BOS and an opening, temperature 1                0.58 and 0.55
+# As text to search on, temperature 1 with openings also ranks architectures closest to both.
+DOCUMENT_TOKENS = 128
 _HUB_CHARACTERS_PER_TOKEN = 8  # generous, so that streaming stops early but not too early
 
 Progress = Callable[[int], None]
 
 
+def tokens_to_write(count: int, length: int) -> int:
+    """Return the tokens that `generate_tokens` writes for `count` sequences of `length` tokens."""
+    each, size = _documents(length)
+    return count * each * size
+
+
+def _documents(length: int) -> tuple[int, int]:
+    """Return how many documents make a sequence of `length` tokens, and their size."""
+    size = min(DOCUMENT_TOKENS, length)
+    return -(-length // size), size
+
+
 def generate_tokens(
     dense: DenseModel, count: int, length: int, seed: int, cache: Path, progress: Progress = lambda _: None
 ) -> Tensor:
-    """Let the dense model write text from its BOS token, no data needed.
+    """Let the dense model write documents from its BOS token and one of many openings, no data needed.
 
-    Batches are saved as they are done, so that an interrupted generation goes on where it stopped; each batch has its
-    own seed, so the text does not depend on where it was interrupted.
+    Each sequence is made of short documents of its own, packed like any other text: without BOS. Batches are saved as
+    they are done, so that an interrupted generation goes on where it stopped; each batch has its own seed, so the text
+    does not depend on where it was interrupted.
 
     Args:
         dense: the model.
         count: sequences to write.
-        length: tokens of each, BOS included.
-        seed: of the sampling.
+        length: tokens of each.
+        seed: of the sampling and the order of openings.
         cache: folder for the batches.
         progress: told the tokens written by each step.
 
     Returns:
         (count, length) token ids, int64.
 
-    Raises:
-        TextError: the model has no BOS token.
-
-    Source: arXiv 2410.17711, section 4 (self-generation), with the BOS token alone as prefix.
+    Source: arXiv 2410.17711, section 4 (self-generation), whose prefixes are the first words of Wikipedia texts.
     """
-    start = dense.tokenizer.bos_token_id
-    start = dense.model.config.bos_token_id if start is None else start
-    if start is None:
-        raise TextError(
-            f"Self-generated text must start from a BOS token, but {dense.name} has none; give a text file instead."
-        )
     cache.mkdir(parents=True, exist_ok=True)
+    each, size = _documents(length)
+    prompts = _prompts(dense, count * each, size // 2, seed)
     batches = []
-    for index, first in enumerate(range(0, count, GENERATION_BATCH)):
-        rows = min(GENERATION_BATCH, count - first)
-        file = cache / f"{_generation_key(dense, rows, length, seed, index)}.safetensors"
+    for index, first in enumerate(range(0, len(prompts), GENERATION_BATCH)):
+        batch = prompts[first : first + GENERATION_BATCH]
+        file = cache / f"{_generation_key(dense, batch, size, seed, index)}.safetensors"
         if not file.exists():
             beside = file.with_suffix(".partial")
-            save_file(
-                {"tokens": _generate_batch(dense, start, rows, length, _batch_seed(seed, index), progress)}, beside
-            )
+            save_file({"tokens": _generate_batch(dense, batch, size, _batch_seed(seed, index), progress)}, beside)
             beside.replace(file)
         else:
-            progress(rows * (length - 1))
+            progress(len(batch) * size)
         batches.append(load_file(file)["tokens"])
-    return torch.cat(batches)
+    return torch.cat(batches).view(count, each * size)[:, :length].clone()
+
+
+def _prompts(dense: DenseModel, documents: int, longest: int, seed: int) -> list[list[int]]:
+    """Return the openings' token ids in a random order, all of them before any comes again."""
+    openings = [dense.tokenizer(opening, add_special_tokens=False)["input_ids"][:longest] for opening in OPENINGS]
+    rng = np.random.default_rng(_batch_seed(seed, -1))
+    rounds = -(-documents // len(openings))
+    order = np.concatenate([rng.permutation(len(openings)) for _ in range(rounds)])
+    return [openings[index] for index in order[:documents]]
 
 
 def _batch_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"generate {seed} {index}".encode()).digest()[:6])
 
 
-def _generation_key(dense: DenseModel, rows: int, length: int, seed: int, index: int) -> str:
-    recipe = json.dumps([dense.weights_hash, TEMPERATURES, rows, length, seed, index])
+def _generation_key(dense: DenseModel, prompts: list[list[int]], size: int, seed: int, index: int) -> str:
+    recipe = json.dumps([dense.weights_hash, prompts, size, seed, index])
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
@@ -97,34 +117,33 @@ class _Watch(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-class _TemperaturePerRow(LogitsProcessor):
-    """Gives the sequences of a batch the temperatures in turn."""
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cycle = torch.tensor(TEMPERATURES, dtype=scores.dtype, device=scores.device)
-        return scores / cycle[torch.arange(len(scores), device=scores.device) % len(cycle), None]
-
-
-def _generate_batch(dense: DenseModel, start: int, rows: int, length: int, seed: int, progress: Progress) -> Tensor:
-    prompt = torch.full((rows, 1), start, device=dense.model.device)
+def _generate_batch(dense: DenseModel, prompts: list[list[int]], size: int, seed: int, progress: Progress) -> Tensor:
+    """Return documents (prompts, size), each beginning with its prompt."""
+    start = dense.tokenizer.bos_token_id
+    start = dense.model.config.bos_token_id if start is None else start
+    begin = [] if start is None else [start]
+    longest = max(map(len, prompts))
+    # Padded on the left, so that all documents grow at the same end.
+    rows = [[0] * (longest - len(prompt)) + begin + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(begin + prompt) for prompt in prompts]
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
         tokens = dense.model.generate(  # type: ignore[operator]
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=length - 1,
-            min_new_tokens=length - 1,
+            torch.tensor(rows, device=dense.model.device),
+            attention_mask=torch.tensor(mask, device=dense.model.device),
+            max_new_tokens=size,
+            min_new_tokens=size,
             eos_token_id=None,  # what follows the end of one text is the next text, packed as in training
             pad_token_id=dense.tokenizer.eos_token_id or 0,
             do_sample=True,
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            logits_processor=LogitsProcessorList([_TemperaturePerRow()]),
             stopping_criteria=StoppingCriteriaList([_Watch(progress)]),
         )
     assert isinstance(tokens, Tensor)
-    return tokens.cpu().clone()
+    firsts = [longest - len(prompt) + len(begin) for prompt in prompts]
+    return torch.stack([row[first : first + size] for row, first in zip(tokens.cpu(), firsts, strict=True)])
 
 
 def tokenise(dense: DenseModel, source: str, at_most: int | None = None) -> Tensor:

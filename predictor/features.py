@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from scipy.stats import theilslopes
 
 from predictor.dataset import FloatArray, by_sub_block, changed, checked_genes, dense_widths, singles
 from space import GENES, Architecture, Layout, PredictorError
 
 Knots = tuple[tuple[float, float], ...]  # (gene, value), as measured, the least damage first
 
-# KL grows with the channels lost to about this power: fitted over four cuts of 8 to 75 % in each layer of SmolLM2-135M.
+# KL grows with the channels lost to about this power.
 POWER = 5 / 3
 LEAST_SHARE = 0.1  # of a measured value stays when the rounding floor is taken off
-_FEWEST_LAYERS = 5
 FLOOR = 1e-6  # nats per token: below every measurement's noise, above the logarithm's end
 # Shares by depth or kind, the largest share, the concentration and counts of removed sub-blocks were tried as well: on
 # synthetic models with 60 and 120 pairs each lowers the held-out rank correlation or leaves it as it is.
@@ -34,7 +32,8 @@ class AdditivePrior:
     A curve is a power law between measured points, value = c lost ** POWER locally; it starts at 0 for the dense gene,
     never falls as less is kept, and goes on at its own slope beyond the last measured point. Before that, the rounding
     floor (see `rounding_floor`) is taken off: it is in every measurement once, and a sum over all sub-blocks would
-    count it once for each. The damages of a sub-block's width and of its sparsity add.
+    count it once for each. What it is read from, MLPs less one channel, is no point of a curve. The damages of a
+    sub-block's width and of its sparsity add.
 
     Args:
         layout: the dense model.
@@ -175,34 +174,27 @@ class AdditivePrior:
         return cls(layout, widths, sparsities)
 
 
-def rounding_floor(layout: Layout, widths: Sequence[Mapping[float, float]]) -> FloatArray:
-    """Estimate what a measurement shows of a change too small to matter, because rounding differs after it.
+def rounding_floor(layout: Layout, widths: Sequence[dict[float, float]]) -> FloatArray:
+    """Take out of measured widths those of one channel less, and return what rounding alone is worth at each layer.
 
-    In bfloat16 any change makes all later layers round differently, which alone is worth some 0.002 to 0.005 nats of KL
-    on SmolLM2-135M, more the more layers follow. It is read off the MLP curves: a power law of exponent POWER plus a
-    constant through their three smallest cuts, then a robust line over depth. In float32 it comes out as 0.
+    In bfloat16 any change, however small, makes all later layers round differently: some 0.001 nats of KL on
+    SmolLM2-135M, more the more layers follow. An MLP less its least channel shows that and hardly anything else.
 
     Args:
         layout: the dense model.
-        widths: measured value by width for each sub-block (2 * layers).
+        widths: measured value by width for each sub-block (2 * layers); one channel less is removed from it.
 
     Returns:
-        (layers,) nats per token, at least 0; all 0 where fewer than 5 layers have three cuts to read it from.
+        (layers,) nats per token, linear between the layers where it was measured; 0 where it nowhere was.
     """
-    layers, found = [], []
+    found = {}
     for layer in range(layout.layers):
-        cuts = sorted((layout.mlp_width - width, value) for width, value in widths[2 * layer + 1].items() if width)[:3]
-        if len(cuts) == 3:
-            lost, values = np.array(cuts).T
-            # Relative errors count: the smallest value says most about the constant.
-            powers = (lost / layout.mlp_width) ** POWER
-            terms = np.stack([np.ones(3), powers], axis=1) / np.maximum(values, FLOOR)[:, None]
-            layers.append(layer)
-            found.append(float(np.linalg.lstsq(terms, np.ones(3), rcond=None)[0][0]))
-    if len(found) < _FEWEST_LAYERS:
+        value = widths[2 * layer + 1].pop(float(layout.mlp_width - 1), None)
+        if value is not None:
+            found[layer] = value
+    if not found:
         return np.zeros(layout.layers)
-    line = theilslopes(found, layers)
-    return np.maximum(line.intercept + line.slope * np.arange(layout.layers), 0.0)
+    return np.interp(np.arange(layout.layers), list(found), list(found.values()))
 
 
 def feature_names(layout: Layout) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ Score = Callable[[Indices], NDArray[np.float64]]  # (n, columns) -> (n,), lower 
 _MOST_SWAPS = 6  # sub-blocks that a mutation lowers, and about as many that landing raises in return
 _PROFILE_KNOTS = 3  # between the ends
 _BISECTIONS = 12
+_ROUNDING_LAYERS = 6
 # Kept shares at which each sub-block is measured alone: dense where good architectures live, since the predictor
 # interpolates between them.
 PRIOR_LEVELS = (0.0, 1 / 3, 2 / 3, 5 / 6, 11 / 12)
@@ -174,6 +175,13 @@ def evolve(
         pool = np.unique(np.concatenate([survivors, offspring(space, survivors, population, rng)]), axis=0)
         survivors = pool[np.argsort(score(pool), kind="stable")[: max(2, population // 8)]]
     return survivors
+
+
+def rounding_architectures(space: SearchSpace) -> list[Architecture]:
+    """Return the dense model less one MLP channel, at a few layers: what rounding alone is worth (see `predictor`)."""
+    dense = Architecture.dense(space.layout)
+    layers = np.linspace(0, space.layout.layers - 1, min(space.layout.layers, _ROUNDING_LAYERS)).astype(int)
+    return [dense.replace(int(layer), mlp_width=space.layout.mlp_width - 1) for layer in layers]
 
 
 def prior_architectures(space: SearchSpace) -> list[Architecture]:

@@ -16,7 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from evaluator import SELF, DenseModel, Evaluator, Measurement, Pair, PairStore, SplitSizes, Texts, open_model
+from evaluator import (
+    SELF,
+    DenseModel,
+    Evaluator,
+    Measurement,
+    Pair,
+    PairStore,
+    SplitSizes,
+    Texts,
+    open_model,
+    tokens_to_write,
+)
 from evaluator import prepare_texts as make_texts
 from predictor import AccuracyPredictor
 from search import selection
@@ -26,7 +37,7 @@ from search.export.best import export_installed
 from search.folder import RunFolder, write_json
 from search.objective import additive_prior, fit_pairs, predictor_score
 from search.progress import Reporter
-from search.proposals import Score, evolve, prior_architectures
+from search.proposals import Score, evolve, prior_architectures, rounding_architectures
 from search.report import write_report
 from search.results import best_record, pair_rows
 from search.study import ArchitectureSampler, run_study
@@ -128,7 +139,7 @@ def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
     sizes = SplitSizes(text.calibrate, text.search, text.validate_, text.report_sequences, text.sequence_length)
     own = sizes.calibrate + sizes.search + sizes.validate + (sizes.report if text.report is None else 0)
     title = "Writing text" if text.source == SELF else "Reading text"
-    written = own * (sizes.sequence_length - 1) if text.source == SELF else 0
+    written = tokens_to_write(own, sizes.sequence_length) if text.source == SELF else 0
     with reporter.stage(title, written, "tokens") as advance:
         texts = make_texts(dense, text.source, sizes, config.seed, files.generated, text.report, advance)
     texts.save(files.texts_file)
@@ -138,7 +149,10 @@ def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
 def _search(run: Run, started: float) -> dict[str, Any]:
     baselines = selection.allocations(run.space)
     run.measure("Measuring baselines", list(baselines.values()), "baseline")
-    run.measure("Measuring each sub-block alone", prior_architectures(run.space), "prior")
+    singles = prior_architectures(run.space)
+    if run.evaluator.dense.dtype != "float32":
+        singles += rounding_architectures(run.space)
+    run.measure("Measuring each sub-block alone", singles, "prior")
     _measure_first_pairs(run, run.config.seed)
     rounds, predictor = _rounds(run)
     baselines["best_random"] = _best_random(run)

@@ -4,12 +4,12 @@
 
 Runs `secateur run` on SmolLM2-135M at 80 % of the decoder's parameters, twice: on text that the model writes itself,
 and on WikiText-2 validation text. Both report on WikiText-2 test, which neither has seen. Run folders lie in
-runs/benchmark-pipeline and a run that was stopped goes on; its minutes are then those of the last process and are
-marked as partial.
+runs/benchmark-pipeline and a run that was stopped goes on; minutes and memory are those of an undisturbed run, and
+null where there was none.
 """
 
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -49,9 +49,11 @@ def _run(model: str, source: str, report: Path, seed: int, folder: Path, extra: 
     command = [sys.executable, "-m", "search.cli", "run", "--model", model, "--budget", "parameters=0.8"]
     command += ["--text", source, "--report-text", str(report), "--seed", str(seed), "--out", str(folder), *extra]
     started = time.perf_counter()
-    subprocess.run([*command, "--json"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    minutes = (time.perf_counter() - started) / 60
-    mebibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    process = subprocess.Popen([*command, "--json"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)  # of this process alone
+    if status:
+        raise SystemExit(os.waitstatus_to_exitcode(status))
+    minutes, mebibytes = (time.perf_counter() - started) / 60, usage.ru_maxrss / 1024
     best = json.loads((folder / "best.json").read_text())
     rows = {**best["baselines"], "winner": {"measured": best["measured"], "cost": best["cost"]}}
     perplexity = {name: row["measured"]["report"]["perplexity"] for name, row in rows.items()}
