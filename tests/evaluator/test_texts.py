@@ -6,8 +6,9 @@ import random
 import pytest
 import torch
 
-from evaluator import SPLITS, SplitSizes, load_texts, prepare_texts
-from evaluator.texts import GENERATION_BATCH, TEMPERATURES, _TemperaturePerRow, generate_tokens, tokenise
+from evaluator import SPLITS, SplitSizes, load_texts, open_model, prepare_texts
+from evaluator.openings import OPENINGS
+from evaluator.texts import DOCUMENT_TOKENS, GENERATION_BATCH, generate_tokens, tokenise, tokens_to_write
 from space import SettingError, TextError
 from tests.pico import SENTENCE, VOCABULARY
 
@@ -19,6 +20,11 @@ def sentences(count: int, first: int = 0) -> str:
     words = SENTENCE.split()
     drawn = [random.Random(number).sample(words, len(words)) for number in range(first, first + count)]
     return " ".join(" ".join(sentence) for sentence in drawn)
+
+
+@pytest.fixture(scope="module")
+def trained(stories):
+    return open_model(str(stories), dtype="float32")
 
 
 @pytest.fixture
@@ -101,19 +107,53 @@ def test_self_generated_text_is_seeded(pico, tmp_path):
     )
     assert first.shape == (4, 20)
     assert first.dtype == torch.int64
-    assert (first[:, 0] == pico.tokenizer.bos_token_id).all()
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
     assert len(rows(first)) == 4
     assert first.max() < VOCABULARY
 
 
-def test_sequences_take_the_temperatures_in_turn():
-    scores = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])
-    cooled = _TemperaturePerRow()(torch.zeros(4, 1), scores)
-    assert torch.equal(cooled[0], scores[0] / TEMPERATURES[0])
-    assert torch.equal(cooled[2], scores[2] / TEMPERATURES[2])
-    assert torch.equal(cooled[3], scores[3] / TEMPERATURES[0])
+def test_self_generated_text_is_documents_with_an_opening_and_without_bos(trained, tmp_path):
+    told = []
+    tokens = generate_tokens(trained, 30, 2 * DOCUMENT_TOKENS + 40, 0, tmp_path, told.append)
+    # A sequence of 296 tokens is two documents and the beginning of a third, each of its own.
+    documents = [row[first : first + DOCUMENT_TOKENS] for row in tokens for first in (0, 128, 256)]
+    assert sum(told) == tokens_to_write(30, 296) == 90 * DOCUMENT_TOKENS
+    ids = [trained.tokenizer(opening, add_special_tokens=False)["input_ids"] for opening in OPENINGS]
+    begun = [[i for i, own in enumerate(ids) if document[: len(own)].tolist() == own] for document in documents]
+    assert all(begun)
+    chosen = {max(found, key=lambda i: len(ids[i])) for found in begun}
+    assert len(chosen) > 80  # of 111, none comes again before all have come
+    assert len({tuple(document[-30:].tolist()) for document in documents}) == 90
+    assert (tokens[:, 0] != trained.tokenizer.bos_token_id).all()
+
+
+def test_the_model_writes_what_it_would_write_alone(trained, tmp_path, monkeypatch):
+    # Padding on the left changes nothing: greedy continuations equal those of one prompt at a time.
+    generate = trained.model.generate
+    monkeypatch.setattr(trained.model, "generate", lambda *a, **k: generate(*a, **{**k, "do_sample": False}))
+    written = generate_tokens(trained, 3, 64, 1, tmp_path)
+    for row in written:
+        ids = max((own for own in _openings(trained) if row[: len(own)].tolist() == own), key=len)
+        prompt = torch.tensor([[trained.tokenizer.bos_token_id, *ids]])
+        alone = generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64 - len(ids), do_sample=False,
+            min_new_tokens=64 - len(ids), eos_token_id=None, pad_token_id=2,
+        )  # fmt: skip
+        assert alone[0, 1:].tolist() == row.tolist()
+
+
+def _openings(dense):
+    return [dense.tokenizer(opening, add_special_tokens=False)["input_ids"][:32] for opening in OPENINGS]
+
+
+def test_a_model_without_bos_begins_with_the_opening(pico, tmp_path):
+    with_bos = generate_tokens(pico, 2, 16, 0, tmp_path / "a")
+    pico.tokenizer.bos_token = None
+    pico.model.config.bos_token_id = None
+    without = generate_tokens(pico, 2, 16, 0, tmp_path / "b")
+    assert torch.equal(without[:, :2], with_bos[:, :2])
+    assert not torch.equal(without, with_bos)
 
 
 def test_generation_leaves_the_callers_random_numbers_alone(pico, tmp_path):
@@ -145,7 +185,7 @@ def test_splits_of_self_generated_text(pico, tmp_path):
     texts = prepare_texts(pico, "self", SIZES, 0, tmp_path)
     seen = [rows(texts.tokens[split]) for split in SPLITS]
     assert sum(map(len, seen)) == 11 == len(set.union(*seen))
-    assert set(texts.sources.values()) == {"self-generated from BOS"}
+    assert set(texts.sources.values()) == {"self-generated"}
     with pytest.raises(SettingError, match="must search on it as well"):
         prepare_texts(pico, write(tmp_path / "a.txt", sentences(60)), SIZES, 0, tmp_path, "self")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from predictor import AdditivePrior, feature_names, features
-from predictor.features import POWER, rounding_floor
+from predictor.features import rounding_floor
 from space import Architecture, PredictorError, genes_of
 from tests.predictor.synthetic import DENSE, SINGLES, draw, measure
 from tests.space.layouts import PICO, SMOLLM2_135M
@@ -134,28 +134,35 @@ def test_features_of_dense_are_finite(prior):
     assert features(prior.terms(genes[:0])).shape == (0, len(feature_names(SMOLLM2_135M)))
 
 
-def curves(floor):
-    """Widths of a made-up model whose MLP damage is an exact power law on top of a floor that falls with depth."""
-    rng = np.random.default_rng(0)
-    widths = []
-    for layer in range(SMOLLM2_135M.layers):
-        scale = rng.lognormal(-1.5, 0.5)
-        lost = {width: (1 - width / 1536) ** POWER for width in (0, 512, 1024, 1280, 1408)}
-        widths += [{}, {width: scale * share + floor * (1 - layer / 30) for width, share in lost.items()}]
-    return widths
+def test_the_rounding_floor_is_read_from_one_channel_less_and_taken_off():
+    floor = np.linspace(0.003, 0.001, 30)
+    clean = measure(SINGLES, 0, noise=0.0)
+    layer = [next(i for i, own in enumerate(each.layers) if own != DENSE.layers[i]) for each in SINGLES]
+    probes = [DENSE.replace(i, mlp_width=1535) for i in (0, 10, 29)]
+    found = AdditivePrior.from_pairs(
+        SMOLLM2_135M,
+        [*SINGLES, *probes],
+        [value + floor[i] for value, i in zip(clean, layer, strict=True)] + [floor[i] for i in (0, 10, 29)],
+    )
+    expected = AdditivePrior.from_pairs(SMOLLM2_135M, SINGLES, clean)
+    asked = [*draw(20, 0), *(DENSE.replace(i, mlp_width=1408) for i in range(30))]
+    # A small value keeps a tenth of what was measured, whatever the floor.
+    assert terms_of(found, *asked) == pytest.approx(terms_of(expected, *asked), rel=0.15, abs=5e-4)
+    assert terms_of(found, *draw(20, 0)).sum(axis=1) == pytest.approx(
+        terms_of(expected, *draw(20, 0)).sum(axis=1), rel=0.01
+    )
+    # Without the probes the floor stays in.
+    raised = AdditivePrior.from_pairs(
+        SMOLLM2_135M, SINGLES, [value + floor[i] for value, i in zip(clean, layer, strict=True)]
+    )
+    assert (terms_of(raised, *draw(20, 0)).sum(axis=1) > 1.02 * terms_of(expected, *draw(20, 0)).sum(axis=1)).all()
 
 
-def test_the_rounding_floor_is_found_and_taken_off():
-    assert rounding_floor(SMOLLM2_135M, curves(0.0)) == pytest.approx(np.zeros(30), abs=1e-9)
-    assert rounding_floor(SMOLLM2_135M, curves(0.005)) == pytest.approx(0.005 * (1 - np.arange(30) / 30), abs=1e-6)
-    dense = Architecture.dense(SMOLLM2_135M)
-    found = []
-    for floor in (0.0, 0.005):
-        pairs = [
-            (dense.replace(column // 2, mlp_width=width), value)
-            for column, curve in enumerate(curves(floor))
-            for width, value in curve.items()
-        ]
-        prior = AdditivePrior.from_pairs(SMOLLM2_135M, *zip(*pairs, strict=True))
-        found.append(terms_of(prior, dense.replace(7, mlp_width=1408).replace(20, mlp_width=900)))
-    assert found[0] == pytest.approx(found[1], rel=1e-3)
+def test_the_floor_is_linear_between_the_layers_where_it_was_measured():
+    widths = [{} for _ in range(60)]
+    widths[2 * 5 + 1] = {1535.0: 0.002, 1024.0: 0.05}
+    widths[2 * 15 + 1] = {1535.0: 0.001}
+    floor = rounding_floor(SMOLLM2_135M, widths)
+    assert floor[[0, 5, 10, 15, 29]] == pytest.approx([0.002, 0.002, 0.0015, 0.001, 0.001])
+    assert widths[11] == {1024.0: 0.05}
+    assert rounding_floor(SMOLLM2_135M, [{} for _ in range(60)]).tolist() == [0.0] * 30

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.proposals import cross, evolve, mutate, nearest, offspring, prior_architectures, profiles
+from search.proposals import (
+    cross,
+    evolve,
+    mutate,
+    nearest,
+    offspring,
+    prior_architectures,
+    profiles,
+    rounding_architectures,
+)
 from space import Architecture, Budget, build_space, cost_of, sample
 from tests.search.pieces import SPACE, score
 from tests.space.layouts import PICO, SMOLLM2_135M
@@ -79,6 +88,19 @@ def test_the_prior_changes_one_sub_block_at_a_time(layout, budget, more):
     for column in range(space.columns):
         levels = {space.encode([a])[0, column] for a, row in zip(found, changed, strict=True) if row[column]}
         assert 0 in levels or more.get("removal") is False  # the deepest cut is among them
+
+
+def test_rounding_is_measured_at_both_ends_and_between():
+    found = rounding_architectures(SPACE)
+    layers = SPACE.layout.layers
+    changed = [[i for i, layer in enumerate(each.layers) if layer.mlp_width < SPACE.layout.mlp_width] for each in found]
+    assert changed[0] == [0]
+    assert changed[-1] == [layers - 1]
+    assert all(len(own) == 1 for own in changed)
+    assert len(found) == min(layers, 6)
+    assert {each.layers[own[0]].mlp_width for each, own in zip(found, changed, strict=True)} == {
+        SPACE.layout.mlp_width - 1
+    }
 
 
 def test_profiles_are_smooth_and_use_the_budget():

@@ -1,0 +1,79 @@
+"""How far the compact KL (top tokens and draws from the rest) is from the exact sum over the vocabulary.
+
+    python -m tests.benchmarks.divergence [--quick] [--seed N]
+
+Exact log-probabilities of the dense model are kept for a few sequences and compared, for the baselines at 80 % and for
+one channel less in one layer, with what the evaluator reports and with the usual single bucket for the rest.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluator import DenseModel, open_model
+from evaluator.accuracy import TOP_K, _logits, make_reference, score_tokens
+from evaluator.pruning import Surgeon, gather_input_norms
+from evaluator.texts import generate_tokens, tokenise
+from space import Architecture, Budget, uniform_widths, whole_ends
+from tests.benchmarks.record import DATA, ROOT, arguments, finish
+
+
+def main() -> None:
+    """Compare and print the largest errors."""
+    options = arguments(__doc__ or "")
+    model = str(DATA / "models" / "stories260K") if options.quick else "smollm2-135m"
+    dense = open_model(model)
+    wikitext = tokenise(dense, str(DATA / "text" / "wikitext2.valid.txt"))[: 4 * 512].view(4, 512)
+    cache = ROOT / "runs" / "benchmark-divergence"
+    own = generate_tokens(dense, 36, 512, options.seed, cache)
+    norms = gather_input_norms(dense.decoder, dense.layers, dense.layout.record, own[:32].split(8))
+    surgeon = Surgeon(dense.layers, dense.layout, norms)
+    rows = [row for text, tokens in (("self", own[32:]), ("wikitext2_valid", wikitext))
+            for row in _compare(dense, surgeon, text, tokens)]  # fmt: skip
+    pruned = [row for row in rows if row["architecture"] != "one_channel_less"]
+    figures = {
+        f"largest_error_{way}": round(max(abs(row[way] / row["exact"] - 1) for row in pruned), 5)
+        for way in ("draws", "one_bucket")
+    }
+    finish("divergence", figures, {"seed": options.seed, "model": Path(model).name, "rows": rows}, options.quick)
+
+
+def _compare(dense: DenseModel, surgeon: Surgeon, text: str, tokens: Tensor) -> list[dict[str, Any]]:
+    surgeon.restore()
+    reference = make_reference(dense, tokens)
+    before = torch.cat([logits.log_softmax(dim=-1) for logits, _ in _logits(dense, tokens)])
+    layout = dense.layout
+    budget = [Budget.parse("parameters=0.8")]
+    asked = {
+        "uniform": uniform_widths(layout, budget),
+        "uniform_whole_ends": uniform_widths(layout, budget, whole_ends(layout)),
+        "one_channel_less": Architecture.dense(layout).replace(0, mlp_width=layout.mlp_width - 1),
+    }
+    rows = []
+    for name, architecture in asked.items():
+        surgeon.install(architecture)
+        exact, bucket = _exact(dense, before, tokens)
+        found = float(score_tokens(dense, reference).kl.mean())
+        rows.append({"text": text, "architecture": name, "exact": exact, "draws": found, "one_bucket": bucket})
+    return rows
+
+
+def _exact(dense: DenseModel, before: Tensor, tokens: Tensor) -> tuple[float, float]:
+    """Return mean KL over the whole vocabulary, and with all but the top merged into one bucket."""
+    exact, merged, first = [], [], 0
+    for logits, _ in _logits(dense, tokens):
+        p = before[first : first + len(logits)]
+        first += len(logits)
+        q = logits.log_softmax(dim=-1)
+        exact.append((p.exp() * (p - q)).sum(dim=-1))
+        top = p.topk(min(TOP_K, p.shape[-1]), dim=-1)
+        log_q = q.gather(1, top.indices)
+        rest_p, rest_q = (1 - each.exp().sum(dim=-1).clamp_max(1 - 1e-7) for each in (top.values, log_q))
+        merged.append((top.values.exp() * (top.values - log_q)).sum(dim=-1) + rest_p * (rest_p / rest_q).log())
+    return float(torch.cat(exact).mean()), float(torch.cat(merged).mean())
+
+
+if __name__ == "__main__":
+    main()
