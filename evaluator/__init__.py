@@ -9,11 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from evaluator.builtin import PACKAGED_MODELS
 from evaluator.checkpoint import DenseModel, choose_dtype, hash_weights, open_model
 from evaluator.evaluator import Evaluator
-from evaluator.measurement import Measurement, Protocol
+from evaluator.measurement import Difference, Measurement, Protocol, difference
 from evaluator.pruned_model import SecateurLlamaConfig, SecateurLlamaForCausalLM
-from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts
+from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts, text_to_write
 from evaluator.store import Pair, PairStore
-from evaluator.texts import tokens_to_write
 
 # Where secateur is installed its exports load without trust_remote_code.
 AutoConfig.register(SecateurLlamaConfig.model_type, SecateurLlamaConfig, exist_ok=True)
@@ -24,6 +23,7 @@ __all__ = [
     "SELF",
     "SPLITS",
     "DenseModel",
+    "Difference",
     "Evaluator",
     "Measurement",
     "Pair",
@@ -34,9 +34,10 @@ __all__ = [
     "SplitSizes",
     "Texts",
     "choose_dtype",
+    "difference",
     "hash_weights",
     "load_texts",
     "open_model",
     "prepare_texts",
-    "tokens_to_write",
+    "text_to_write",
 ]

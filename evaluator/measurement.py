@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import torch
@@ -55,6 +55,9 @@ class Measurement:
     tokens: int
     protocol: str  # fingerprint
     wall_seconds: float
+    # Means over neighbouring tokens, the same ones for every architecture of a protocol: what `difference` pairs.
+    nll_blocks: tuple[float, ...] = field(default=(), repr=False)
+    kl_blocks: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def perplexity(self) -> float:
@@ -67,11 +70,11 @@ class Measurement:
         return self.perplexity * self.nll_standard_error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, perplexity included."""
+        """Return plain values for JSON, perplexity included, blocks left out."""
         return {
             "perplexity": self.perplexity,
             "perplexity_standard_error": self.perplexity_standard_error,
-            **asdict(self),
+            **{name: value for name, value in asdict(self).items() if not name.endswith("_blocks")},
         }
 
     @classmethod
@@ -87,24 +90,79 @@ class Measurement:
         Raises:
             MeasurementError: a score is not finite.
         """
-        nll, nll_error = _mean_and_error(scores.nll, sequences)
-        kl, kl_error = _mean_and_error(scores.kl, sequences)
+        nll_blocks, kl_blocks = _blocks(scores.nll, sequences), _blocks(scores.kl, sequences)
+        nll, kl = float(scores.nll.double().mean()), float(scores.kl.double().mean())
         if not math.isfinite(nll + kl):
             raise MeasurementError(
                 f"A measurement must be finite, but gave NLL {nll} and KL {kl}; measure in float32 (dtype: float32)."
             )
-        agreement = float(scores.agreement.mean())
-        # Of a change that changes nothing, the estimate may come out a hair below 0, which no divergence is.
         return cls(
-            nll, nll_error, max(kl, 0.0), kl_error, agreement, len(scores.nll), protocol.fingerprint, wall_seconds
+            nll=nll,
+            nll_standard_error=_standard_error(nll_blocks),
+            # Of a change that changes nothing, the estimate may come out a hair below 0, which no divergence is.
+            kl=max(kl, 0.0),
+            kl_standard_error=_standard_error(kl_blocks),
+            agreement=float(scores.agreement.mean()),
+            tokens=len(scores.nll),
+            protocol=protocol.fingerprint,
+            wall_seconds=wall_seconds,
+            nll_blocks=tuple(nll_blocks.tolist()),
+            kl_blocks=tuple(kl_blocks.tolist()),
         )
 
 
-def _mean_and_error(values: Tensor, sequences: int) -> tuple[float, float]:
-    """Return the mean and its standard error by block means."""
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What one architecture measures less what another does on the same tokens, nats per token."""
+
+    nll: float
+    nll_standard_error: float
+    kl: float
+    kl_standard_error: float
+
+    @property
+    def perplexity_change(self) -> float:
+        """Perplexity against the other's, less 1."""
+        return math.expm1(self.nll)
+
+    def to_dict(self) -> dict[str, float]:
+        """Return plain values for JSON, the change of perplexity and its standard error included."""
+        return {
+            "perplexity_change": self.perplexity_change,
+            "perplexity_change_standard_error": (1 + self.perplexity_change) * self.nll_standard_error,
+            **asdict(self),
+        }
+
+
+def difference(mine: Measurement, other: Measurement) -> Difference:
+    """Compare two architectures token by token: what is hard for both cancels, so the error is the difference's own.
+
+    Args:
+        mine: measured under the same protocol as `other`.
+        other: what to compare with.
+
+    Raises:
+        MeasurementError: the protocols differ.
+    """
+    if mine.protocol != other.protocol:
+        raise MeasurementError(
+            f"Two measurements must be of one protocol to be compared, but are of {mine.protocol} and "
+            f"{other.protocol}; measure both on the same text."
+        )
+    nll, kl = (
+        torch.tensor(own) - torch.tensor(others)
+        for own, others in ((mine.nll_blocks, other.nll_blocks), (mine.kl_blocks, other.kl_blocks))
+    )
+    return Difference(mine.nll - other.nll, _standard_error(nll), mine.kl - other.kl, _standard_error(kl))
+
+
+def _blocks(values: Tensor, sequences: int) -> Tensor:
+    """Return means over blocks of BLOCK_TOKENS or a little more, or the tokens where there is but one block."""
     per_sequence = values.double().view(sequences, -1)
     blocks = max(1, per_sequence.shape[1] // BLOCK_TOKENS)
     means = torch.stack([block.mean(dim=1) for block in per_sequence.tensor_split(blocks, dim=1)], dim=1).flatten()
-    means = means if len(means) > 1 else per_sequence.flatten()
-    error = float(means.std() / math.sqrt(len(means)))
-    return float(per_sequence.mean()), error
+    return (means if len(means) > 1 else per_sequence.flatten()).float()
+
+
+def _standard_error(blocks: Tensor) -> float:
+    return float(blocks.double().std() / math.sqrt(len(blocks)))

@@ -14,7 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evaluator.checkpoint import DenseModel
-from evaluator.texts import HUB_PREFIX, Progress, generate_tokens, tokenise
+from evaluator.texts import (
+    CALIBRATION,
+    HUB_PREFIX,
+    MEASURING,
+    Progress,
+    Writing,
+    generate_tokens,
+    tokenise,
+    tokens_to_write,
+)
 from space import SettingError, TextError
 
 SELF = "self"
@@ -96,16 +105,30 @@ def prepare_texts(
             f"sequence_length must be at most {dense.longest_sequence} tokens for this model, but is "
             f"{sizes.sequence_length}; lower it."
         )
-    own = [split for split in SPLITS if split != "report" or _same(source, report_source)]
-    counts = {split: getattr(sizes, split) for split in own}
+    counts = _own_counts(source, sizes, report_source)
     make = _generated if source == SELF else _read
     tokens = make(dense, source, counts, sizes.sequence_length, seed, cache, progress)
-    sources = dict.fromkeys(own, "self-generated" if source == SELF else _named(source))
-    if "report" not in own:
+    sources = dict.fromkeys(counts, "self-generated" if source == SELF else _named(source))
+    if "report" not in counts:
         assert report_source is not None
         tokens["report"] = _leading(dense, report_source, sizes)
         sources["report"] = _named(report_source)
     return Texts(tokens, sources)
+
+
+def text_to_write(source: str, sizes: SplitSizes, report_source: str | None = None) -> int:
+    """Return the tokens that the dense model writes for `prepare_texts`."""
+    if source != SELF:
+        return 0
+    counts = _own_counts(source, sizes, report_source)
+    length = sizes.sequence_length
+    return sum(tokens_to_write(sum(splits.values()), length, writing) for writing, splits in _writings(counts).items())
+
+
+def _own_counts(source: str, sizes: SplitSizes, report_source: str | None) -> dict[str, int]:
+    """Return the sequences of each split that `source` gives."""
+    own = [split for split in SPLITS if split != "report" or _same(source, report_source)]
+    return {split: getattr(sizes, split) for split in own}
 
 
 def _same(source: str, report_source: str | None) -> bool:
@@ -122,9 +145,20 @@ def _named(source: str) -> str:
 def _generated(
     dense: DenseModel, _: str, counts: dict[str, int], length: int, seed: int, cache: Path, progress: Progress
 ) -> dict[str, Tensor]:
-    sequences = generate_tokens(dense, sum(counts.values()), length, seed, cache, progress)
-    parts = sequences.split(list(counts.values()))
-    return {split: part.clone() for split, part in zip(counts, parts, strict=True)}
+    tokens: dict[str, Tensor] = {}
+    for writing, splits in _writings(counts).items():
+        written = generate_tokens(dense, sum(splits.values()), length, writing, seed, cache, progress)
+        parts = written.split(list(splits.values()))
+        tokens |= {split: part.clone() for split, part in zip(splits, parts, strict=True)}
+    return tokens
+
+
+def _writings(counts: dict[str, int]) -> dict[Writing, dict[str, int]]:
+    """Return the sequences of each split by how they are written."""
+    found: dict[Writing, dict[str, int]] = {}
+    for split, count in counts.items():
+        found.setdefault(CALIBRATION if split == "calibrate" else MEASURING, {})[split] = count
+    return found
 
 
 def _read(

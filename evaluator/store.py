@@ -6,13 +6,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import sqlalchemy as sa
 
 from evaluator.measurement import Measurement, Protocol
 from space import Architecture, RunFolderError
 
+_BLOCKS = np.dtype("<f4")
 _APPLICATION_ID = 0x5ECA7E01  # marks the file as ours, in SQLite's header
-_VERSION = 1
+_VERSION = 2
 
 _metadata = sa.MetaData()
 _protocols = sa.Table(
@@ -36,6 +38,8 @@ _pairs = sa.Table(
     sa.Column("agreement", sa.Float, nullable=False),
     sa.Column("tokens", sa.Integer, nullable=False),
     sa.Column("wall_seconds", sa.Float, nullable=False),
+    sa.Column("nll_blocks", sa.LargeBinary, nullable=False),  # float32, little-endian
+    sa.Column("kl_blocks", sa.LargeBinary, nullable=False),
     sa.Column("measured_at", sa.String(32), nullable=False),  # ISO 8601, UTC
     sa.UniqueConstraint("fingerprint", "protocol"),
 )
@@ -47,7 +51,7 @@ class Pair:
 
     architecture: Architecture
     measurement: Measurement
-    origin: str  # prior, random, searched, baseline, frontier or user
+    origin: str  # prior, random, profile, guided, searched, averaged, baseline, frontier or user
 
 
 class PairStore:
@@ -103,6 +107,7 @@ class PairStore:
     def add(self, architecture: Architecture, measurement: Measurement, protocol: Protocol, origin: str) -> None:
         """Keep a pair. A pair that is there already stays as it is."""
         values = {name: value for name, value in asdict(measurement).items() if name in _pairs.c}
+        values |= {name: np.asarray(values[name], _BLOCKS).tobytes() for name in ("nll_blocks", "kl_blocks")}
         try:
             with self._engine.begin() as connection:
                 known = sa.select(_protocols.c.fingerprint).where(_protocols.c.fingerprint == protocol.fingerprint)
@@ -149,4 +154,9 @@ class PairStore:
 
 def _measurement(row: sa.Row[tuple[object, ...]]) -> Measurement:
     mapping = row._mapping
-    return Measurement(**{name: mapping[name] for name in Measurement.__dataclass_fields__})
+    values = {name: mapping[name] for name in Measurement.__dataclass_fields__}
+    blocks = {
+        name: tuple(np.frombuffer(mapping[name], _BLOCKS).astype(float).tolist())
+        for name in ("nll_blocks", "kl_blocks")
+    }
+    return Measurement(**{**values, **blocks})

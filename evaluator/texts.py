@@ -6,6 +6,7 @@ Every source ends as token ids of shape (sequences, sequence_length), packed wit
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,19 @@ from space import TextError
 
 HUB_PREFIX = "hub:"
 GENERATION_BATCH = 32  # documents; 128 are a tenth faster and leave 8 GB of fragments behind instead of 2.5
+_HUB_CHARACTERS_PER_TOKEN = 8  # generous, so that streaming stops early but not too early
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How the model writes text: the size of its documents in tokens, and their temperatures in turn."""
+
+    document: int  # at most a sequence
+    temperatures: tuple[float, ...]
+
+
 # Tried on SmolLM2-135M, 32 sequences of 512 tokens each to calibrate on: KL of uniform widths at 80 % with the ends
 # whole, on WikiText-2 validation and C4 (8 sequences each; calibrated on other C4 text: 0.580 and 0.506).
 #   512 tokens from BOS, temperature 1 or 1, 0.9 and 0.8 in turn     0.67 and 0.62, 0.63 and 0.61
@@ -30,40 +44,51 @@ GENERATION_BATCH = 32  # documents; 128 are a tenth faster and leave 8 GB of fra
 #   128 tokens from an opening, temperature 1 or 1, 0.9, 0.8         0.56 and 0.55, 0.58 and 0.54
 #   64 tokens from an opening, temperature 1                         0.56 and 0.55
 #   128 tokens from BOS and an opening, temperature 1                0.58 and 0.55
-# That is for calibrating. To search on, documents this short are a fault: they never show what attention over longer
-# distances is worth, and a search on them cuts KV groups too deep (winner against whole ends, WikiText-2 validation:
-# KL 0.631 and 0.661 in the first 64 tokens of a sequence, 0.626 and 0.567 after 256).
-DOCUMENT_TOKENS = 128
-_HUB_CHARACTERS_PER_TOKEN = 8  # generous, so that streaming stops early but not too early
+CALIBRATION = Writing(document=128, temperatures=(1.0,))
+# To measure on, short documents are a fault: they never show what attention over longer distances is worth, and a
+# search on them cuts KV groups too deep. Long ones at temperature 1 drift into noise (perplexity 46 to the model that
+# wrote them, where WikiText-2 has 21) and make first layers look dear and middle ones cheap; at 0.9 it is the other way
+# round. KL of an MLP cut to a third, as a multiple of the same on WikiText-2 validation, median over layers 1:
+#   layer               1     4     7     10    13    16    19    22    25    28
+#   temperature 1      1.41  1.24  1.09  1.16  1.05  0.78  0.87  0.95  0.89  0.95
+#   temperature 0.9    0.90  0.74  0.82  1.31  1.32  1.16  1.31  1.03  0.76  0.97
+#   C4                 0.89  0.98  0.92  1.05  1.07  0.90  1.01  1.07  0.99  1.19
+# What a KV group is worth hangs on the text itself, C4 and WikiText-2 are no nearer to each other than to either.
+MEASURING = Writing(document=512, temperatures=(1.0, 0.9))
 
-Progress = Callable[[int], None]
 
-
-def tokens_to_write(count: int, length: int) -> int:
+def tokens_to_write(count: int, length: int, writing: Writing) -> int:
     """Return the tokens that `generate_tokens` writes for `count` sequences of `length` tokens."""
-    each, size = _documents(length)
+    each, size = _documents(length, writing)
     return count * each * size
 
 
-def _documents(length: int) -> tuple[int, int]:
+def _documents(length: int, writing: Writing) -> tuple[int, int]:
     """Return how many documents make a sequence of `length` tokens, and their size."""
-    size = min(DOCUMENT_TOKENS, length)
+    size = min(writing.document, length)
     return -(-length // size), size
 
 
 def generate_tokens(
-    dense: DenseModel, count: int, length: int, seed: int, cache: Path, progress: Progress = lambda _: None
+    dense: DenseModel,
+    count: int,
+    length: int,
+    writing: Writing,
+    seed: int,
+    cache: Path,
+    progress: Progress = lambda _: None,
 ) -> Tensor:
     """Let the dense model write documents from its BOS token and one of many openings, no data needed.
 
-    Each sequence is made of short documents of its own, packed like any other text: without BOS. Batches are saved as
-    they are done, so that an interrupted generation goes on where it stopped; each batch has its own seed, so the text
-    does not depend on where it was interrupted.
+    Each sequence is made of documents of its own, packed like any other text: without BOS. Batches are saved as they
+    are done, so that an interrupted generation goes on where it stopped; each batch has its own seed, so the text does
+    not depend on where it was interrupted. Text written in another way is other text, whatever the seed.
 
     Args:
         dense: the model.
         count: sequences to write.
         length: tokens of each.
+        writing: document size and temperatures.
         seed: of the sampling and the order of openings.
         cache: folder for the batches.
         progress: told the tokens written by each step.
@@ -77,23 +102,45 @@ def generate_tokens(
     Source: arXiv 2410.17711, section 4 (self-generation), whose prefixes are the first words of Wikipedia texts.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    each, size = _documents(length)
-    prompts = _prompts(dense, count * each, size // 2, seed)
-    batches = []
-    for index, first in enumerate(range(0, len(prompts), GENERATION_BATCH)):
-        batch = prompts[first : first + GENERATION_BATCH]
-        file = cache / f"{_generation_key(dense, batch, size, seed, index)}.safetensors"
-        if not file.exists():
-            beside = file.with_suffix(".partial")
-            save_file({"tokens": _generate_batch(dense, batch, size, _batch_seed(seed, index), progress)}, beside)
-            beside.replace(file)
-        else:
-            progress(len(batch) * size)
-        batches.append(load_file(file)["tokens"])
-    return torch.cat(batches).view(count, each * size)[:, :length].clone()
+    each, size = _documents(length, writing)
+    prompts = _prompts(dense, count * each, size // 2, f"{seed} {size}")
+    documents = torch.empty(len(prompts), size, dtype=torch.int64)
+    turns = len(writing.temperatures)
+    for turn, temperature in enumerate(writing.temperatures):
+        own = prompts[turn::turns]
+        salt = f"{seed} {size} {temperature}"
+        batches = [
+            _batch(dense, own[first : first + GENERATION_BATCH], size, temperature, f"{salt} {index}", cache, progress)
+            for index, first in enumerate(range(0, len(own), GENERATION_BATCH))
+        ]
+        if batches:
+            documents[turn::turns] = torch.cat(batches)
+    return documents.view(count, each * size)[:, :length].clone()
 
 
-def _prompts(dense: DenseModel, documents: int, longest: int, seed: int) -> list[list[int]]:
+def _batch(
+    dense: DenseModel,
+    prompts: list[list[int]],
+    size: int,
+    temperature: float,
+    salt: str,
+    cache: Path,
+    progress: Progress,
+) -> Tensor:
+    """Return documents (prompts, size), written now or before."""
+    recipe = json.dumps([dense.weights_hash, prompts, salt])
+    file = cache / f"{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
+    if file.exists():
+        progress(len(prompts) * size)
+    else:
+        written = _generate(dense, prompts, size, temperature, _seed(salt), progress)
+        beside = file.with_suffix(".partial")
+        save_file({"tokens": written}, beside)
+        beside.replace(file)
+    return load_file(file)["tokens"]
+
+
+def _prompts(dense: DenseModel, documents: int, longest: int, salt: str) -> list[list[int]]:
     """Return the openings' token ids in a random order, all of them before any comes again."""
     read = (dense.tokenizer(opening, add_special_tokens=False)["input_ids"][:longest] for opening in OPENINGS)
     openings = [ids for ids in read if ids]
@@ -102,19 +149,14 @@ def _prompts(dense: DenseModel, documents: int, longest: int, seed: int) -> list
             f"Self-generated text must begin with words that the tokenizer knows, but {dense.name} knows none of the "
             "openings; give a text file instead."
         )
-    rng = np.random.default_rng(_batch_seed(seed, -1))
+    rng = np.random.default_rng(_seed(salt))
     rounds = -(-documents // len(openings))
     order = np.concatenate([rng.permutation(len(openings)) for _ in range(rounds)])
     return [openings[index] for index in order[:documents]]
 
 
-def _batch_seed(seed: int, index: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"generate {seed} {index}".encode()).digest()[:6])
-
-
-def _generation_key(dense: DenseModel, prompts: list[list[int]], size: int, seed: int, index: int) -> str:
-    recipe = json.dumps([dense.weights_hash, prompts, size, seed, index])
-    return hashlib.sha256(recipe.encode()).hexdigest()[:16]
+def _seed(salt: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"generate {salt}".encode()).digest()[:6])
 
 
 class _Watch(StoppingCriteria):
@@ -128,7 +170,9 @@ class _Watch(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _generate_batch(dense: DenseModel, prompts: list[list[int]], size: int, seed: int, progress: Progress) -> Tensor:
+def _generate(
+    dense: DenseModel, prompts: list[list[int]], size: int, temperature: float, seed: int, progress: Progress
+) -> Tensor:
     """Return documents (prompts, size), each beginning with its prompt."""
     start = dense.tokenizer.bos_token_id
     start = dense.model.config.bos_token_id if start is None else start
@@ -147,7 +191,7 @@ def _generate_batch(dense: DenseModel, prompts: list[list[int]], size: int, seed
             eos_token_id=None,  # what follows the end of one text is the next text, packed as in training
             pad_token_id=dense.tokenizer.eos_token_id or 0,
             do_sample=True,
-            temperature=1.0,
+            temperature=temperature,
             top_k=0,
             top_p=1.0,
             stopping_criteria=StoppingCriteriaList([_Watch(progress)]),

@@ -8,6 +8,7 @@ from predictor.accuracy import COVERAGE, AccuracyPredictor, Prediction
 from predictor.dataset import FEWEST_PAIRS
 from predictor.features import AdditivePrior, feature_names, features
 from predictor.quality import Quality, cross_validate
+from predictor.shrinkage import expect_elsewhere
 
 __all__ = [
     "COVERAGE",
@@ -17,6 +18,7 @@ __all__ = [
     "Prediction",
     "Quality",
     "cross_validate",
+    "expect_elsewhere",
     "feature_names",
     "features",
 ]

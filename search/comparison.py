@@ -8,7 +8,7 @@ import numpy as np
 
 from space import Architecture, Budget, Cost, RunFolderError
 
-FORMAT = 1  # of best.json
+FORMAT = 2  # of best.json
 DASH = "–"
 COLUMNS = (
     ("Parameters", "share of the dense decoder's parameters, zeros included"),
@@ -19,7 +19,7 @@ COLUMNS = (
     ("Perplexity", "on the report text, ± standard error"),
     ("KL", "divergence of the next-token distribution from the dense model's on the report text, nats per token"),
     ("Agreement", "share of tokens whose most likely next token is the dense model's"),
-    ("vs uniform", "relative change of perplexity against uniform pruning"),
+    ("Winner vs it", "change of perplexity from this model to the winner, ± standard error of the paired difference"),
 )
 METRIC_NAMES = {
     "parameters": "decoder parameters",
@@ -96,12 +96,10 @@ def headline(best: Mapping[str, Any]) -> str:
     text += f", perplexity {_with_error(mine, 'perplexity')}"
     if not other:
         return f"{text}."
-    change = mine["perplexity"] / other["perplexity"] - 1
-    text += f" against {_perplexity(other['perplexity'])} for uniform pruning ({100 * change:+.0f} %)"
-    # Both are on the same tokens, so most of perplexity's error is shared; that of KL to the same dense model is not.
-    spread = (mine["kl_standard_error"] ** 2 + other["kl_standard_error"] ** 2) ** 0.5
-    if abs(mine["kl"] - other["kl"]) < 2 * spread:
-        text += "; their KL to the dense model differs by less than twice its standard error, so take them as equal"
+    paired = best["baselines"]["uniform"]["winner_less_this"]["report"]
+    text += f" against {_perplexity(other['perplexity'])} for uniform pruning ({_change(paired)})"
+    if abs(paired["nll"]) < 2 * paired["nll_standard_error"]:
+        text += "; they differ by less than twice the standard error, so take them as equal"
     return f"{text}."
 
 
@@ -118,12 +116,11 @@ def comparison(best: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[Com
         )
     dense, baselines = best["dense_cost"], best["baselines"]
     order = [name for name in BASELINES if name in baselines] + [name for name in baselines if name not in BASELINES]
-    models = [(BASELINES.get(name, name.replace("_", " ")), baselines[name], name == "uniform") for name in order]
-    uniform = _split(best, "uniform")
+    models = [(BASELINES.get(name, name.replace("_", " ")), baselines[name]) for name in order]
     rows = []
-    for label, model, is_uniform in (*models, ("winner", best, False)):
+    for label, model in (*models, ("winner", best)):
         cost, report = model["cost"], model["measured"].get("report")
-        against = None if is_uniform or not report or not uniform else report["perplexity"] / uniform["perplexity"] - 1
+        paired = model.get("winner_less_this", {}).get("report") if report else None
         cells = (
             _percent(cost["parameters"] / dense["parameters"]),
             _percent(cost["nonzero_parameters"] / dense["parameters"]),
@@ -133,7 +130,7 @@ def comparison(best: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[Com
             _with_error(report, "perplexity") if report else DASH,
             _with_error(report, "kl") if report else DASH,
             _percent(report["agreement"]) if report else DASH,
-            DASH if against is None else f"{100 * against:+.0f} %",
+            _change(paired) if paired else DASH,
         )
         rows.append(ComparisonRow(label, cells, model is best))
     if any(row.cells[0] != row.cells[1] for row in rows):
@@ -149,6 +146,11 @@ def _split(best: Mapping[str, Any], baseline: str) -> Mapping[str, Any] | None:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _change(paired: Mapping[str, Any]) -> str:
+    change, error = 100 * paired["perplexity_change"], 100 * paired["perplexity_change_standard_error"]
+    return f"{change:+.1f} ± {error:.1f} %" if abs(change) < 1000 else f"{change:+.1e} %"
 
 
 def _perplexity(value: float) -> str:

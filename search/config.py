@@ -28,6 +28,14 @@ class TextConfig(_Settings):
     search: int = Field(8, ge=1)  # sequences; measured several hundred times, so few
     validate_: int = Field(16, ge=1, alias="validate")  # sequences; the finalists are told apart on these
     report_sequences: int = Field(32, ge=1)  # sequences
+    # How much the text that matters differs from this one, as a multiple of how much two sequences of this one do: the
+    # search trusts differences between layers the less. None takes 1 for self-generated text, 0 for given text.
+    shift: float | None = Field(None, ge=0)
+
+    @property
+    def assumed_shift(self) -> float:
+        """The shift, resolved."""
+        return self.shift if self.shift is not None else float(self.source == "self")
 
 
 class SpaceConfig(_Settings):
@@ -46,11 +54,12 @@ class SearchConfig(_Settings):
     random_pairs: int = Field(16, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
     profile_pairs: int = Field(24, ge=0)  # smooth over depth: what single changes cannot show
     guided_pairs: int = Field(24, ge=0)  # near the additive prior's optimum: where the search will go
-    rounds: int = Field(8, ge=1)  # fit, search, measure the best; on SmolLM2-135M the fifth still gained 1 %
-    picks: int = Field(10, ge=1)  # architectures measured per round
+    rounds: int = Field(12, ge=1)  # fit, search, measure the best; on SmolLM2-135M the sixth still gained 3 %
+    picks: int = Field(5, ge=1)  # architectures measured per round on the predictor's word
+    averages: int = Field(5, ge=0)  # and averages of the best measured, which hold better on other text
     trials: int = Field(48, ge=1)  # Optuna trials per round, each the best of `candidates`
     candidates: int = Field(1024, ge=16)  # architectures the predictor screens per trial
-    finalists: int = Field(12, ge=1)  # measured on the validation text; the best there wins
+    finalists: int = Field(12, ge=1)  # half of them averages; the best on the validation text wins
     gate: float = Field(0.4, ge=-1, le=1)  # held-out Kendall tau below which more pairs are measured first
 
     @model_validator(mode="after")

@@ -41,6 +41,7 @@ _KINDS = {
     "frontier": ("other budgets", GREEN, "triangle-up"),
     "user": ("measured by hand", PURPLE, "cross"),
     "searched": ("searched", VERMILLION, "square"),
+    "averaged": ("average of the best", VERMILLION, "hexagon"),
     "baseline": ("baseline", PURPLE, "diamond"),
 }
 # Height of a whole figure, about what of it is left for the data, and what a label takes of that, in pixels.

@@ -10,6 +10,8 @@ from space import Architecture, Indices, SearchSpace, land, sample
 Score = Callable[[Indices], NDArray[np.float64]]  # (n, columns) -> (n,), lower is better
 
 _MOST_SWAPS = 6  # sub-blocks that a mutation lowers, and about as many that landing raises in return
+_AVERAGED = (4, 8, 16, 32)  # the best measured of which a random half is averaged
+_TOWARDS_ANCHOR = (0.0, 0.25, 0.5)
 _PROFILE_KNOTS = 3  # between the ends
 _BISECTIONS = 12
 _ROUNDING_LAYERS = 6
@@ -63,8 +65,66 @@ def cross(space: SearchSpace, parents: Indices, rng: np.random.Generator) -> Ind
     return land(space, np.where(from_other, others, parents).astype(np.int16), rng)
 
 
+def blend(space: SearchSpace, parents: Indices, rng: np.random.Generator) -> Indices:
+    """Take the weighted mean of random pairs of parents in every sub-block, and land it on the budget.
+
+    Costs are nearly linear in what is kept, so a mean of two on the budget is on it; the damage bends upwards, so it
+    is often the better of the three.
+
+    Args:
+        space: the search space.
+        parents: (n, columns), not changed.
+        rng: where the randomness comes from.
+
+    Returns:
+        (n, columns), within the budgets.
+    """
+    weight = rng.uniform(0.25, 0.75, (len(parents), 1))
+    mean = weight * parents + (1 - weight) * parents[rng.permutation(len(parents))]
+    # Rounded at random, so that a step is as likely as the mean is near to it.
+    return land(space, np.floor(mean + rng.random(mean.shape)).astype(np.int16), rng)
+
+
+def averages(space: SearchSpace, best: Indices, anchors: Indices, count: int, rng: np.random.Generator) -> Indices:
+    """Return means of the best measured architectures, drawn more or less towards smooth ones.
+
+    The best of many measured on one text owes part of its rank to that text: what the best have in common, and what
+    they share with an allocation that no measurement chose, holds on others (see tests/benchmarks/transfer).
+
+    Args:
+        space: the search space.
+        best: (n, columns), best measured first.
+        anchors: (m, columns), architectures that are smooth over depth.
+        count: means wanted.
+        rng: where the randomness comes from.
+
+    Returns:
+        (count, columns), within the budgets.
+    """
+    rows = []
+    for _ in range(count):
+        first = best[: rng.choice(_AVERAGED)]
+        mean = first[rng.permutation(len(first))[: max(1, (len(first) + 1) // 2)]].mean(axis=0)
+        weight = rng.choice(_TOWARDS_ANCHOR) if len(anchors) else 0.0
+        if weight:
+            mean = (1 - weight) * mean + weight * anchors[rng.integers(len(anchors))]
+        rows.append(_rounded(space, mean))
+    return land(space, np.array(rows, dtype=np.int16).reshape(-1, space.columns), rng)
+
+
+def _rounded(space: SearchSpace, mean: NDArray[np.float64]) -> Indices:
+    """Round down, then up where most was lost and as far as the budgets allow."""
+    row = np.floor(mean).astype(np.int16)
+    for column in np.argsort(row - mean, kind="stable"):
+        if mean[column] > row[column]:
+            raised = row.copy()
+            raised[column] += 1
+            row = raised if space.within(raised[None])[0] else row
+    return row
+
+
 def offspring(space: SearchSpace, parents: Indices, count: int, rng: np.random.Generator) -> Indices:
-    """Return new architectures: mutated parents, mixed parents and a few from nowhere.
+    """Return new architectures: mutated parents, parents mixed by layers or by their means, and a few from nowhere.
 
     Args:
         space: the search space.
@@ -76,14 +136,15 @@ def offspring(space: SearchSpace, parents: Indices, count: int, rng: np.random.G
         (count, columns), within the budgets.
     """
     fresh = max(1, count // 16)
-    mixed = count // 4 if len(parents) > 1 else 0
+    mixed = count // 5 if len(parents) > 1 else 0
     # Better parents have more children: the square pushes draws towards the front.
     picked = (rng.random(count - fresh) ** 2 * len(parents)).astype(int)
     chosen = parents[picked]
     return np.concatenate(
         [
-            cross(space, chosen[:mixed], rng) if mixed else chosen[:0],
-            mutate(space, chosen[mixed:], rng),
+            cross(space, chosen[:mixed], rng),
+            blend(space, chosen[mixed : 2 * mixed], rng),
+            mutate(space, chosen[2 * mixed :], rng),
             sample(space, fresh, rng),
         ]
     )

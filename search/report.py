@@ -33,7 +33,7 @@ _NARROW = {
     "KV, B/token": "KV B/\ntoken",
     "Perplexity": "Per-\nplexity",
     "Agreement": "Agree-\nment",
-    "vs uniform": "vs uni-\nform",
+    "Winner vs it": "Winner\nvs it",
 }
 
 

@@ -4,13 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluator import Evaluator, Measurement, Pair
+from evaluator import Evaluator, Measurement, Pair, difference
 from predictor import AccuracyPredictor
+from search.comparison import FORMAT, PairRow
 from search.config import RunConfig
-from search.report import PairRow
 from space import Architecture, Layout, SearchSpace, cost_of
-
-FORMAT = 1  # of best.json
 
 
 def best_record(
@@ -63,6 +61,10 @@ def best_record(
                 "fingerprint": architecture.fingerprint,
                 "cost": cost_of(layout, architecture).to_dict(),
                 "measured": {split: rows[name].to_dict() for split, rows in measured.items()},
+                # Token by token, below 0 where the winner is better.
+                "winner_less_this": {
+                    split: difference(rows["winner"], rows[name]).to_dict() for split, rows in measured.items()
+                },
             }
             for name, architecture in everyone.items()
             if name != "winner"

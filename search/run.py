@@ -26,7 +26,7 @@ from evaluator import (
     SplitSizes,
     Texts,
     open_model,
-    tokens_to_write,
+    text_to_write,
 )
 from evaluator import prepare_texts as make_texts
 from predictor import AccuracyPredictor
@@ -35,7 +35,7 @@ from search.config import RunConfig
 from search.environment import describe_environment
 from search.export.best import export_installed
 from search.folder import RunFolder, write_json
-from search.objective import additive_prior, fit_pairs, predictor_score
+from search.objective import Elsewhere, fit_pairs, predictor_score
 from search.progress import Reporter
 from search.proposals import Score, evolve, prior_architectures, rounding_architectures
 from search.report import write_report
@@ -58,6 +58,12 @@ class Run:
     evaluator: Evaluator
     space: SearchSpace
     pairs: list[Pair]  # on the search text, in the order a run measures them
+
+    def elsewhere(self) -> Elsewhere:
+        """Return what to expect on other text, learned from the sub-blocks measured alone."""
+        sequences = len(self.evaluator.texts.tokens["search"])
+        alone = [pair for pair in self.pairs if pair.origin == "prior"]
+        return Elsewhere.from_pairs(self.space, alone, sequences, self.config.text.assumed_shift)
 
     def measure(
         self, title: str, architectures: Sequence[Architecture], origin: str, split: str = "search"
@@ -137,9 +143,8 @@ def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
         return files.texts()
     text = config.text
     sizes = SplitSizes(text.calibrate, text.search, text.validate_, text.report_sequences, text.sequence_length)
-    own = sizes.calibrate + sizes.search + sizes.validate + (sizes.report if text.report is None else 0)
     title = "Writing text" if text.source == SELF else "Reading text"
-    written = tokens_to_write(own, sizes.sequence_length) if text.source == SELF else 0
+    written = text_to_write(text.source, sizes, text.report)
     with reporter.stage(title, written, "tokens") as advance:
         texts = make_texts(dense, text.source, sizes, config.seed, files.generated, text.report, advance)
     texts.save(files.texts_file)
@@ -188,19 +193,22 @@ _FIRST_PAIRS = {
 
 
 def _measure_first_pairs(run: Run, seed: int) -> None:
-    prior = additive_prior(run.space, run.pairs)
+    prior = run.elsewhere().expected
     for origin, chosen in selection.first_pairs(run.space, prior, run.config.search, seed).items():
         run.measure(_FIRST_PAIRS[origin], chosen, origin)
 
 
 def _rounds(run: Run) -> tuple[list[dict[str, Any]], AccuracyPredictor]:
-    settings = run.config.search
+    settings, elsewhere = run.config.search, run.elsewhere()
     history: list[dict[str, Any]] = []
     predictor = _fit_past_gate(run)
     for number in range(1, settings.rounds + 1):
-        score = predictor_score(run.space, predictor)
-        picks = _propose(run, number, score)
+        score = predictor_score(run.space, predictor, elsewhere)
+        expected = elsewhere.expect(run.pairs)
+        averaged = selection.averages_of(expected, run.space, settings.averages, [run.config.seed, 4, number])
+        picks = _propose(run, number, score, expected, averaged)
         run.measure(f"Round {number}: measuring the best", picks, "searched")
+        run.measure(f"Round {number}: measuring averages", averaged, "averaged")
         predictor = fit(run)
         history.append(
             {
@@ -217,14 +225,17 @@ def _rounds(run: Run) -> tuple[list[dict[str, Any]], AccuracyPredictor]:
     return history, predictor
 
 
-def _propose(run: Run, number: int, score: Score) -> list[Architecture]:
+def _propose(
+    run: Run, number: int, score: Score, expected: Sequence[Pair], others: Sequence[Architecture]
+) -> list[Architecture]:
+    """Return what the predictor holds to be best, but for `others` and what is measured already."""
     settings = run.config.search
-    inside = selection.finalists(run.pairs, run.space, len(run.pairs))
+    inside = selection.lowest(expected, run.space, len(expected))
     sampler = ArchitectureSampler(
         run.space,
         score,
         starts=run.space.encode(inside),
-        seen={pair.architecture.fingerprint for pair in run.pairs},
+        seen={each.fingerprint for each in [*(pair.architecture for pair in run.pairs), *others]},
         candidates=settings.candidates,
         seed=run.config.seed * 1000 + number,
     )
@@ -263,21 +274,22 @@ def fit(run: Run) -> AccuracyPredictor:
 
 
 def _lowest(run: Run) -> Pair:
-    [best] = selection.finalists(run.pairs, run.space, 1)
+    [best] = selection.lowest(run.pairs, run.space, 1)
     return next(pair for pair in run.pairs if pair.architecture == best)
 
 
 def _best_random(run: Run) -> Architecture:
     random = [pair for pair in run.pairs if pair.origin == "random"]
-    [best] = selection.finalists(random, run.space, 1)
+    [best] = selection.lowest(random, run.space, 1)
     return best
 
 
 def _final(run: Run) -> Architecture:
-    """Return the winner: the finalist of lowest KL on text that no search has seen."""
-    chosen = selection.finalists(run.pairs, run.space, run.config.search.finalists)
+    """Return the winner: the finalist of lowest KL to expect elsewhere, measured on text that no search has seen."""
+    elsewhere = run.elsewhere()
+    chosen = selection.finalists(elsewhere.expect(run.pairs), run.space, run.config.search.finalists)
     measured = run.measure("Measuring finalists on new text", chosen, "searched", "validate")
-    return selection.finalists(measured, run.space, 1)[0]
+    return selection.lowest(elsewhere.expect(measured), run.space, 1)[0]
 
 
 def _measure_all(run: Run, everyone: dict[str, Architecture], split: str) -> dict[str, Measurement]:
@@ -299,6 +311,6 @@ def _measure_frontier(run: Run, predictor: AccuracyPredictor) -> None:
         except BudgetError:
             continue
         rng = np.random.default_rng([run.config.seed, 3])
-        best = evolve(other, predictor_score(other, predictor), rng, generations=30)
+        best = evolve(other, predictor_score(other, predictor, run.elsewhere()), rng, generations=30)
         chosen += other.decode(best[:1])
     run.measure("Measuring other budgets", chosen, "frontier")

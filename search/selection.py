@@ -8,7 +8,7 @@ import numpy as np
 from evaluator import Pair
 from predictor import AdditivePrior
 from search.config import SearchConfig
-from search.proposals import Score, evolve, mutate, nearest, profiles
+from search.proposals import Score, averages, evolve, mutate, nearest, profiles
 from space import Architecture, BudgetError, Indices, SearchSpace, sample, uniform_sparsity, uniform_widths, whole_ends
 
 BASELINES = {
@@ -20,6 +20,8 @@ BASELINES = {
 # Proposals of one round differ in at least this many sub-blocks, so that they teach more than one of them would.
 _LEAST_DIFFERENCE = 3
 _GUIDED_SWAPS = 16
+_ANCHORS = 1  # smooth architectures that averages are drawn towards; the second best is far worse
+_DRAWS = 8  # for each average wanted: some come twice or were measured before
 
 
 def allocations(space: SearchSpace) -> dict[str, Architecture]:
@@ -110,7 +112,41 @@ def diverse(space: SearchSpace, architectures: Sequence[Architecture], count: in
     return [architectures[index] for index in (chosen + rest)[:count]]
 
 
+def averages_of(pairs: Sequence[Pair], space: SearchSpace, count: int, seed: Sequence[int]) -> list[Architecture]:
+    """Return averages of the best measured that were not measured themselves, `count` of them where there are so many.
+
+    Args:
+        pairs: what was measured so far; those of origin `profile` are what averages are drawn towards.
+        space: the search space.
+        count: how many to return.
+        seed: of the draws.
+    """
+    best = space.encode(lowest(pairs, space, len(pairs)))
+    anchors = space.encode(lowest([pair for pair in pairs if pair.origin == "profile"], space, _ANCHORS))
+    drawn = averages(space, best, anchors, _DRAWS * count, np.random.default_rng(seed))
+    known = {pair.architecture.fingerprint for pair in pairs}
+    return [each for each in unique(space, drawn) if each.fingerprint not in known][:count]
+
+
 def finalists(pairs: Sequence[Pair], space: SearchSpace, count: int) -> list[Architecture]:
+    """Return what is measured on new text: the best, up to half of them averages, a smooth one, the best of the rest.
+
+    The best of all owes its rank most to the search text, what was found with less choosing owes it less.
+
+    Args:
+        pairs: measured on the search text.
+        space: the search space.
+        count: how many to return.
+    """
+    chosen: list[Architecture] = []
+    for origin, most in ((None, 1), ("averaged", count // 2), ("profile", 1), (None, count)):
+        known = {architecture.fingerprint for architecture in chosen}
+        fresh = [p for p in pairs if origin in (None, p.origin) and p.architecture.fingerprint not in known]
+        chosen += lowest(fresh, space, min(most, count - len(chosen)))
+    return chosen
+
+
+def lowest(pairs: Sequence[Pair], space: SearchSpace, count: int) -> list[Architecture]:
     """Return the architectures of lowest measured KL within the budgets and the space, best first."""
     inside = [pair for pair in pairs if space.allows(pair.architecture)]
     ordered = sorted(inside, key=lambda pair: (pair.measurement.kl, pair.architecture.fingerprint))

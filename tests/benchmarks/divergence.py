@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluator import DenseModel, open_model
+from evaluator import SELF, DenseModel, SplitSizes, open_model, prepare_texts
 from evaluator.accuracy import TOP_K, _logits, make_reference, score_tokens
 from evaluator.pruning import Surgeon, gather_input_norms
-from evaluator.texts import generate_tokens, tokenise
+from evaluator.texts import tokenise
 from space import Architecture, Budget, uniform_widths, whole_ends
 from tests.benchmarks.record import DATA, ROOT, arguments, finish
 
@@ -27,10 +27,11 @@ def main() -> None:
     dense = open_model(model)
     wikitext = tokenise(dense, str(DATA / "text" / "wikitext2.valid.txt"))[: 4 * 512].view(4, 512)
     cache = ROOT / "runs" / "benchmark-divergence"
-    own = generate_tokens(dense, 36, 512, options.seed, cache)
-    norms = gather_input_norms(dense.decoder, dense.layers, dense.layout.record, own[:32].split(8))
+    sizes = SplitSizes(calibrate=32, search=1, validate=1, report=4)
+    own = prepare_texts(dense, SELF, sizes, options.seed, cache).tokens
+    norms = gather_input_norms(dense.decoder, dense.layers, dense.layout.record, own["calibrate"].split(8))
     surgeon = Surgeon(dense.layers, dense.layout, norms)
-    rows = [row for text, tokens in (("self", own[32:]), ("wikitext2_valid", wikitext))
+    rows = [row for text, tokens in (("self", own["report"]), ("wikitext2_valid", wikitext))
             for row in _compare(dense, surgeon, text, tokens)]  # fmt: skip
     pruned = [row for row in rows if row["architecture"] != "one_channel_less"]
     figures = {

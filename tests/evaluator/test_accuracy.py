@@ -1,6 +1,7 @@
 """The numbers are those of transformers and of the definitions."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import evaluator.accuracy as accuracy_module
 import evaluator.evaluator as evaluator_module
 from evaluator import open_model
 from evaluator.accuracy import TAIL_DRAWS, TOP_K, TokenScores, _choose, make_reference, score_tokens
-from evaluator.measurement import Measurement, Protocol
+from evaluator.measurement import Measurement, Protocol, difference
 from evaluator.texts import tokenise
 from space import Architecture, ArchitectureError, MeasurementError, SettingError
 from tests.evaluator.pieces import logits_of, make_evaluator, make_surgeon, mixed
@@ -114,6 +115,32 @@ def test_standard_error_by_block_means_by_hand():
     assert found.perplexity == pytest.approx(math.exp(4))
     assert found.perplexity_standard_error == pytest.approx(math.exp(4) * deviation / 2)
     assert (found.agreement, found.tokens, found.protocol) == (1.0, 256, PROTOCOL.fingerprint)
+
+
+def test_a_paired_difference_by_hand():
+    common = torch.cat([torch.full((64,), value) for value in (1.0, 30.0, 5.0, 70.0)])
+    better = torch.cat([torch.full((64,), value) for value in (0.1, 0.3, 0.1, 0.3)])
+    mine = Measurement.from_scores(TokenScores(common - better, common, torch.ones(256)), 2, PROTOCOL, 0.5)
+    other = Measurement.from_scores(TokenScores(common, common + 2 * better, torch.ones(256)), 2, PROTOCOL, 0.5)
+    found = difference(mine, other)
+    deviation = math.sqrt(4 * 0.01 / 3)
+    assert found.nll == pytest.approx(-0.2, abs=1e-5)
+    assert found.nll_standard_error == pytest.approx(deviation / 2, rel=1e-4)  # what is common to both cancels
+    assert found.kl == pytest.approx(-0.4, abs=1e-5)
+    assert found.kl_standard_error == pytest.approx(deviation, rel=1e-4)
+    assert found.perplexity_change == pytest.approx(math.exp(-0.2) - 1, abs=1e-5)
+    told = found.to_dict()
+    assert told["perplexity_change_standard_error"] == pytest.approx(math.exp(-0.2) * deviation / 2, rel=1e-4)
+    assert difference(other, mine).nll == -found.nll
+
+
+def test_measurements_of_two_protocols_are_not_compared():
+    scores = TokenScores(torch.ones(4), torch.ones(4), torch.ones(4))
+    one, other = (
+        Measurement.from_scores(scores, 1, protocol, 0.0) for protocol in (PROTOCOL, replace(PROTOCOL, split="other"))
+    )
+    with pytest.raises(MeasurementError, match="must be of one protocol to be compared"):
+        difference(one, other)
 
 
 def test_a_measurement_that_is_not_finite_is_refused():

@@ -13,7 +13,8 @@ ARCHITECTURE = Architecture((LayerArchitecture(2, 64), LayerArchitecture(1, 32, 
 
 
 def measurement(kl: float, protocol: Protocol = PROTOCOL) -> Measurement:
-    return Measurement(2.0, 0.1, kl, 0.01, 0.75, 100, protocol.fingerprint, 0.5)
+    blocks = ((1.5, 2.5), (kl - 0.125, kl + 0.125))
+    return Measurement(2.0, 0.1, kl, 0.01, 0.75, 100, protocol.fingerprint, 0.5, *blocks)
 
 
 def test_a_pair_is_found_again_after_reopening(tmp_path):
@@ -41,7 +42,7 @@ def test_the_file_itself_refuses_a_second_pair(tmp_path):
     PairStore(tmp_path / "pairs.db").add(ARCHITECTURE, measurement(0.25), PROTOCOL, "random")
     with sqlite3.connect(tmp_path / "pairs.db") as connection:
         columns = "fingerprint, protocol, origin, architecture, nll, nll_standard_error, kl, kl_standard_error, "
-        columns += "agreement, tokens, wall_seconds, measured_at"
+        columns += "agreement, tokens, wall_seconds, nll_blocks, kl_blocks, measured_at"
         with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
             connection.execute(f"INSERT INTO pairs ({columns}) SELECT {columns} FROM pairs")
 
@@ -61,7 +62,7 @@ def test_pairs_come_in_order_and_by_origin(tmp_path):
     store = PairStore(tmp_path / "pairs.db")
     architectures = [ARCHITECTURE.replace(0, mlp_width=width) for width in (60, 20, 40)]
     for architecture, origin in zip(architectures, ("prior", "random", "prior"), strict=True):
-        store.add(architecture, measurement(0.1), PROTOCOL, origin)
+        store.add(architecture, measurement(0.125), PROTOCOL, origin)
     assert [pair.architecture for pair in store.pairs(PROTOCOL.fingerprint)] == architectures
     assert [pair.architecture for pair in store.pairs(PROTOCOL.fingerprint, ["prior"])] == architectures[::2]
 
@@ -79,14 +80,14 @@ def no_database(file):
 def newer(file):
     PairStore(file).add(ARCHITECTURE, measurement(0.25), PROTOCOL, "random")
     with sqlite3.connect(file) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (foreign, "must be a pair store of version 1, but .* is a foreign or newer file"),
-        (newer, "must be a pair store of version 1, but .* is a foreign or newer file"),
+        (foreign, "must be a pair store of version 2, but .* is a foreign or newer file"),
+        (newer, "must be a pair store of version 2, but .* is a foreign or newer file"),
         (no_database, "must be an intact SQLite file, but .*file is not a database"),
     ],
 )
@@ -104,7 +105,7 @@ def test_a_database_with_a_damaged_page_is_refused(tmp_path):
     file = tmp_path / "pairs.db"
     store = PairStore(file)
     for width in range(60):
-        store.add(ARCHITECTURE.replace(0, mlp_width=width), measurement(0.1), PROTOCOL, "random")
+        store.add(ARCHITECTURE.replace(0, mlp_width=width), measurement(0.125), PROTOCOL, "random")
     store.close()
     content = bytearray(file.read_bytes())
     content[8192:] = b"\xff" * (len(content) - 8192)

@@ -6,10 +6,19 @@ import random
 import pytest
 import torch
 
-from evaluator import SPLITS, SplitSizes, load_texts, open_model, prepare_texts
+from evaluator import SPLITS, SplitSizes, load_texts, open_model, prepare_texts, text_to_write
 from evaluator.openings import OPENINGS
-from evaluator.texts import DOCUMENT_TOKENS, GENERATION_BATCH, generate_tokens, tokenise, tokens_to_write
+from evaluator.texts import (
+    CALIBRATION,
+    GENERATION_BATCH,
+    MEASURING,
+    Writing,
+    generate_tokens,
+    tokenise,
+    tokens_to_write,
+)
 from space import SettingError, TextError
+from tests.evaluator.pieces import logits_of
 from tests.pico import SENTENCE, VOCABULARY
 
 SIZES = SplitSizes(calibrate=3, search=2, validate=2, report=4, sequence_length=16)
@@ -103,7 +112,8 @@ def test_splits_are_saved_and_loaded(pico, text_file, tmp_path):
 
 def test_self_generated_text_is_seeded(pico, tmp_path):
     first, same, other = (
-        generate_tokens(pico, 4, 20, seed, tmp_path / name) for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+        generate_tokens(pico, 4, 20, CALIBRATION, seed, tmp_path / name)
+        for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )
     assert first.shape == (4, 20)
     assert first.dtype == torch.int64
@@ -115,10 +125,10 @@ def test_self_generated_text_is_seeded(pico, tmp_path):
 
 def test_self_generated_text_is_documents_with_an_opening_and_without_bos(trained, tmp_path):
     told = []
-    tokens = generate_tokens(trained, 30, 2 * DOCUMENT_TOKENS + 40, 0, tmp_path, told.append)
+    tokens = generate_tokens(trained, 30, 296, CALIBRATION, 0, tmp_path, told.append)
     # A sequence of 296 tokens is two documents and the beginning of a third, each of its own.
-    documents = [row[first : first + DOCUMENT_TOKENS] for row in tokens for first in (0, 128, 256)]
-    assert sum(told) == tokens_to_write(30, 296) == 90 * DOCUMENT_TOKENS
+    documents = [row[first : first + 128] for row in tokens for first in (0, 128, 256)]
+    assert sum(told) == tokens_to_write(30, 296, CALIBRATION) == 90 * 128
     ids = [trained.tokenizer(opening, add_special_tokens=False)["input_ids"] for opening in OPENINGS]
     begun = [[i for i, own in enumerate(ids) if document[: len(own)].tolist() == own] for document in documents]
     assert all(begun)
@@ -132,7 +142,7 @@ def test_the_model_writes_what_it_would_write_alone(trained, tmp_path, monkeypat
     # Padding on the left changes nothing: greedy continuations equal those of one prompt at a time.
     generate = trained.model.generate
     monkeypatch.setattr(trained.model, "generate", lambda *a, **k: generate(*a, **{**k, "do_sample": False}))
-    written = generate_tokens(trained, 3, 64, 1, tmp_path)
+    written = generate_tokens(trained, 3, 64, MEASURING, 1, tmp_path)
     for row in written:
         ids = max((own for own in _openings(trained) if row[: len(own)].tolist() == own), key=len)
         prompt = torch.tensor([[trained.tokenizer.bos_token_id, *ids]])
@@ -148,25 +158,33 @@ def _openings(dense):
 
 
 def test_a_model_without_bos_begins_with_the_opening(pico, tmp_path):
-    with_bos = generate_tokens(pico, 2, 16, 0, tmp_path / "a")
+    with_bos = generate_tokens(pico, 2, 16, MEASURING, 0, tmp_path / "a")
     pico.tokenizer.bos_token = None
     pico.model.config.bos_token_id = None
-    without = generate_tokens(pico, 2, 16, 0, tmp_path / "b")
+    without = generate_tokens(pico, 2, 16, MEASURING, 0, tmp_path / "b")
     assert torch.equal(without[:, :2], with_bos[:, :2])
     assert not torch.equal(without, with_bos)
+
+
+def test_temperatures_take_turns_and_a_lower_one_writes_what_the_model_finds_likelier(trained, tmp_path):
+    tokens = generate_tokens(trained, 24, 64, Writing(64, (1.5, 1.0, 0.5)), 0, tmp_path)
+    logits = logits_of(trained.model, tokens)[:, :-1].log_softmax(-1)
+    likelihood = logits.gather(-1, tokens[:, 1:, None]).mean(dim=(1, 2))
+    hot, warm, cold = (likelihood[turn::3].mean().item() for turn in range(3))
+    assert hot + 0.3 < warm < cold - 0.3
 
 
 def test_generation_leaves_the_callers_random_numbers_alone(pico, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    generate_tokens(pico, 2, 16, 0, tmp_path)
+    generate_tokens(pico, 2, 16, MEASURING, 0, tmp_path)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_generation_goes_on_batch_by_batch(pico, tmp_path, monkeypatch):
     count = 2 * GENERATION_BATCH + 5
-    whole = generate_tokens(pico, count, 16, 3, tmp_path)
+    whole = generate_tokens(pico, count, 16, CALIBRATION, 3, tmp_path)
     files = sorted(tmp_path.iterdir(), key=lambda file: file.stat().st_mtime_ns)
     assert len(files) == 3
     times = {file: file.stat().st_mtime_ns for file in files}
@@ -174,7 +192,7 @@ def test_generation_goes_on_batch_by_batch(pico, tmp_path, monkeypatch):
     written = []
     generate = pico.model.generate
     monkeypatch.setattr(pico.model, "generate", lambda prompt, **more: written.append(1) or generate(prompt, **more))
-    again = generate_tokens(pico, count, 16, 3, tmp_path)
+    again = generate_tokens(pico, count, 16, CALIBRATION, 3, tmp_path)
     assert len(written) == 1
     assert torch.equal(again, whole)
     assert all(file.stat().st_mtime_ns == times[file] for file in (files[0], files[2]))
@@ -188,6 +206,26 @@ def test_splits_of_self_generated_text(pico, tmp_path):
     assert set(texts.sources.values()) == {"self-generated"}
     with pytest.raises(SettingError, match="must search on it as well"):
         prepare_texts(pico, write(tmp_path / "a.txt", sentences(60)), SIZES, 0, tmp_path, "self")
+
+
+def test_calibration_text_is_short_documents_and_all_other_text_long_ones(trained, tmp_path):
+    sizes = SplitSizes(2, 3, 2, 2, 256)
+    told = []
+    texts = prepare_texts(trained, "self", sizes, 0, tmp_path, progress=told.append)
+    assert sum(told) == text_to_write("self", sizes) == 9 * 256
+    assert text_to_write("self", sizes, "a.txt") == 7 * 256
+    assert text_to_write("a.txt", sizes) == 0
+
+    def begins(tokens):
+        return [any(tokens[: len(own)].tolist() == own for own in _openings(trained)) for tokens in tokens]
+
+    middle = CALIBRATION.document
+    for split in SPLITS:
+        assert all(begins(texts.tokens[split]))
+        assert all(begins(texts.tokens[split][:, middle:])) is (split == "calibrate")
+    # The same opening in both does not make the same text of it.
+    documents = {tuple(row[:64].tolist()) for split in SPLITS for row in texts.tokens[split].view(-1, middle)}
+    assert len(documents) == 18
 
 
 def test_a_jsonl_file_joins_its_documents_with_the_end_token(pico, tmp_path):

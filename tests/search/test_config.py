@@ -37,6 +37,13 @@ def test_the_default_settings_are_all_written(tmp_path):
         assert f"{name}:" in text
 
 
+def test_self_generated_text_is_held_to_be_of_another_kind_than_what_matters():
+    assert [
+        load_config(None, {**LEAST, **text}).text.assumed_shift
+        for text in ({}, {"text.source": "a.txt"}, {"text.source": "a.txt", "text.shift": 2.0}, {"text.shift": 0.0})
+    ] == [1.0, 0.0, 2.0, 0.0]
+
+
 def test_overrides_win_over_the_file(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("model: pico\nbudget: parameters=0.8\nseed: 1\nsearch: {rounds: 2, picks: 5}\n")

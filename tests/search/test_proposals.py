@@ -5,7 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search import proposals, selection
 from search.proposals import (
+    averages,
+    blend,
     cross,
     evolve,
     mutate,
@@ -30,6 +33,9 @@ def test_whatever_is_proposed_is_within_the_budgets(seed, share):
     for children, count in (
         (mutate(space, parents, rng), 20),
         (cross(space, parents, rng), 20),
+        (blend(space, parents, rng), 20),
+        (averages(space, parents, parents[:2], 9, rng), 9),
+        (averages(space, parents[:3], parents[:0], 4, rng), 4),
         (offspring(space, parents, 33, rng), 33),
         (offspring(space, parents[:1], 17, rng), 17),
     ):
@@ -54,6 +60,25 @@ def test_children_of_two_parents_have_layers_of_both():
     low, high = np.zeros((1, SPACE.columns), np.int16), sample(SPACE, 1, rng)
     children = cross(SPACE, np.concatenate([low, high] * 20).astype(np.int16), rng)
     assert len(np.unique(children, axis=0)) > 10
+
+
+def test_a_blend_lies_between_its_parents(monkeypatch):
+    monkeypatch.setattr(proposals, "land", lambda space, rows, rng: rows)  # what is asked for, before the budget
+    low, high = (np.tile(np.rint(share * (SPACE.sizes - 1)).astype(np.int16), (40, 1)) for share in (0.25, 0.75))
+    found = blend(SPACE, np.concatenate([low, high]), np.random.default_rng(0))
+    assert (found >= low[0]).all()
+    assert (found <= high[0]).all()
+    assert ((found > low[0]).any(axis=1) & (found < high[0]).any(axis=1)).sum() > 20
+
+
+def test_averages_are_what_the_best_have_in_common_and_use_the_budget():
+    centre = nearest(SPACE, selection.allocations(SPACE)["uniform_whole_ends"], np.random.default_rng(0))
+    around = mutate(SPACE, np.repeat(centre, 16, axis=0), np.random.default_rng(1))
+    found, again = (averages(SPACE, around, centre, 12, np.random.default_rng(2)) for _ in range(2))
+    assert (found == again).all()
+    apart = np.abs(around - centre).sum(axis=1).mean()
+    assert np.abs(found - centre).sum(axis=1).mean() < 0.7 * apart
+    assert ((SPACE.budget_costs(found) / SPACE.limits).max(axis=1) > 0.99).all()
 
 
 def test_evolution_finds_better_than_sampling_and_repeats():

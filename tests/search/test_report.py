@@ -56,6 +56,16 @@ def model(architecture: Architecture, perplexity: float, kl: float) -> dict[str,
     }
 
 
+def against(model: dict[str, Any], change: float) -> dict[str, Any]:
+    """A baseline with the winner's paired change of perplexity against it, 1 % to either side."""
+    nll = float(np.log1p(change))
+    paired = {
+        "nll": nll, "nll_standard_error": 0.01 / (1 + change), "kl": 0.5 * nll, "kl_standard_error": 0.01,
+        "perplexity_change": change, "perplexity_change_standard_error": 0.01,
+    }  # fmt: skip
+    return {**model, "winner_less_this": dict.fromkeys(("search", "validate", "report"), paired)}
+
+
 def removals(architecture: Architecture) -> int:
     return sum(not layer.kv_groups for layer in architecture.layers) + sum(
         not layer.mlp_width for layer in architecture.layers
@@ -69,7 +79,7 @@ def example_best(seed: int = 0) -> dict[str, Any]:
     random, *drawn = space.decode(sample(space, 400, np.random.default_rng(seed)))
     winner = next(found for found in drawn if 2 <= removals(found) <= 4)
     return {
-        "format": 1,
+        "format": 2,
         "model": "smollm2-135m",
         "weights_hash": "93efa2f097d58c2a",
         "budgets": ["parameters=0.8"],
@@ -79,10 +89,12 @@ def example_best(seed: int = 0) -> dict[str, Any]:
         "dense_cost": cost_of(LAYOUT, DENSE).to_dict(),
         "predicted": {"target": "kl", "value": 0.31, "lower": 0.28, "upper": 0.35, "protocol": "0123456789abcdef"},
         "baselines": {
-            "dense": model(DENSE, 27.3, 0.0),
-            "uniform": model(uniform_widths(LAYOUT, budgets), 49.1, 0.62),
-            "uniform_whole_ends": model(uniform_widths(LAYOUT, budgets, whole_ends(LAYOUT)), 44.0, 0.5),
-            "best_random": model(random, 42.4, 0.46),
+            "dense": against(model(DENSE, 27.3, 0.0), 37.2 / 27.3 - 1),
+            "uniform": against(model(uniform_widths(LAYOUT, budgets), 49.1, 0.62), 37.2 / 49.1 - 1),
+            "uniform_whole_ends": against(
+                model(uniform_widths(LAYOUT, budgets, whole_ends(LAYOUT)), 44.0, 0.5), 37.2 / 44.0 - 1
+            ),
+            "best_random": against(model(random, 42.4, 0.46), 37.2 / 42.4 - 1),
         },
         "quality": {"kendall_tau": 0.78, "spearman": 0.93, "rmse": 0.11, "pairs": 330},
         "rounds": [
@@ -200,13 +212,13 @@ def test_table_gives_the_numbers_of_the_report_text(best: dict[str, Any]) -> Non
     winner = [str(cells[-1]).replace("\N{NO-BREAK SPACE}", " ") for cells in columns]
     share = best["cost"]["parameters"] / best["dense_cost"]["parameters"]
     assert winner[1] == f"{100 * share:.1f} %"
-    assert winner[5:] == ["37.2 ± 0.9", "0.310 ± 0.010", "73.3 %", "-24 %"]  # 37.2 / 49.1 = 0.758
+    assert winner[5:] == ["37.2 ± 0.9", "0.310 ± 0.010", "73.3 %", "–"]
     assert [str(cell).replace("\N{NO-BREAK SPACE}", " ") for cell in columns[-1]] == [
-        "-44 %",
+        "+36.3 ± 1.0 %",
+        "-24.2 ± 1.0 %",  # 37.2 / 49.1 = 0.758
+        "-15.5 ± 1.0 %",
+        "-12.3 ± 1.0 %",
         "–",
-        "-10 %",
-        "-14 %",
-        "-24 %",
     ]
 
 
@@ -239,13 +251,14 @@ def test_missing_split_is_a_dash(best: dict[str, Any]) -> None:
 def test_headline_says_what_was_gained(best: dict[str, Any]) -> None:
     share = 100 * best["cost"]["parameters"] / best["dense_cost"]["parameters"]
     assert headline(best) == (
-        f"{share:.3g} % of the decoder's parameters, perplexity 37.2 ± 0.9 against 49.1 for uniform pruning (-24 %)."
+        f"{share:.3g} % of the decoder's parameters, perplexity 37.2 ± 0.9 against 49.1 for uniform pruning "
+        "(-24.2 ± 1.0 %)."
     )
 
 
 def test_headline_does_not_sell_noise(best: dict[str, Any]) -> None:
     near = json.loads(json.dumps(best))
-    near["measured"]["report"]["kl"] = near["baselines"]["uniform"]["measured"]["report"]["kl"] - 0.01
+    near["baselines"]["uniform"]["winner_less_this"]["report"]["nll"] = -0.015
     assert "take them as equal" in headline(near)
 
 
@@ -357,8 +370,8 @@ def test_a_run_without_rounds_predictions_or_rank_has_a_page(best: dict[str, Any
 
 
 def test_another_format_is_refused(best: dict[str, Any]) -> None:
-    with pytest.raises(RunFolderError, match=r"must be of format 1, but is of 2"):
-        render_report({**best, "format": 2}, [])
+    with pytest.raises(RunFolderError, match=r"must be of format 2, but is of 3"):
+        render_report({**best, "format": 3}, [])
 
 
 def test_report_is_whole_before_it_has_its_name(

@@ -7,7 +7,7 @@ from evaluator import Measurement, Pair
 from predictor import AdditivePrior
 from search import selection
 from search.config import SearchConfig
-from search.proposals import evolve, prior_architectures
+from search.proposals import evolve, mutate, nearest, prior_architectures
 from space import Architecture, Budget, BudgetError, build_space, cost_of, sample
 from tests.search.pieces import SPACE, score
 from tests.space.layouts import SMOLLM2_135M
@@ -73,10 +73,10 @@ def test_the_baselines_are_among_the_first_pairs(prior):
     settings = SearchConfig(random_pairs=12, profile_pairs=8, guided_pairs=0)
     first = selection.first_pairs(SPACE, prior, settings, seed=4)["profile"]
     baselines = [each for name, each in selection.allocations(SPACE).items() if name != "dense"]
-    for baseline, nearest in zip(baselines, first, strict=False):
-        gaps = [abs(a.mlp_width - b.mlp_width) for a, b in zip(baseline.layers, nearest.layers, strict=True)]
+    for baseline, found in zip(baselines, first, strict=False):
+        gaps = [abs(a.mlp_width - b.mlp_width) for a, b in zip(baseline.layers, found.layers, strict=True)]
         assert sorted(gaps)[len(gaps) // 2] <= 128  # one step of the space, landing may move a few layers further
-        same = [a.kv_groups == b.kv_groups for a, b in zip(baseline.layers, nearest.layers, strict=True)]
+        same = [a.kv_groups == b.kv_groups for a, b in zip(baseline.layers, found.layers, strict=True)]
         assert sum(same) > len(same) / 2
 
 
@@ -95,12 +95,42 @@ def test_diverse_choices_differ_from_each_other():
     assert selection.diverse(SPACE, alike, 3) == alike[:3]
 
 
-def test_finalists_are_the_best_within_the_budget():
+def test_the_lowest_are_the_best_within_the_budget():
     dense = Architecture.dense(SMOLLM2_135M)
     drawn = SPACE.decode(sample(SPACE, 4, np.random.default_rng(0)))
     off_step = selection.allocations(build_space(SMOLLM2_135M, (Budget("parameters", 0.5),)))["uniform"]
     measured = [pair(a, kl) for a, kl in zip((dense, *drawn, off_step), (0.0, 0.4, 0.2, 0.3, 0.2, 0.1), strict=True)]
-    chosen = selection.finalists(measured, SPACE, 3)
+    chosen = selection.lowest(measured, SPACE, 3)
     tied = sorted((drawn[1], drawn[3]), key=lambda architecture: architecture.fingerprint)
     assert chosen == [*tied, drawn[2]]  # neither dense nor one that the space does not hold
-    assert selection.finalists(measured[::-1], SPACE, 3) == chosen
+    assert selection.lowest(measured[::-1], SPACE, 3) == chosen
+
+
+def test_finalists_are_averages_a_smooth_one_and_the_best_of_the_rest():
+    drawn = SPACE.decode(sample(SPACE, 12, np.random.default_rng(0)))
+    origins = ["searched"] * 5 + ["averaged"] * 4 + ["profile"] * 3
+    measured = [pair(a, 0.1 + i / 100, origin) for i, (a, origin) in enumerate(zip(drawn, origins, strict=True))]
+    assert selection.finalists(measured, SPACE, 6) == [drawn[0], *drawn[5:8], drawn[9], drawn[1]]
+    assert selection.finalists(measured, SPACE, 1) == [drawn[0]]
+    assert selection.finalists(measured[:5], SPACE, 3) == drawn[:3]  # no others to be had
+    assert sorted(a.fingerprint for a in selection.finalists(measured, SPACE, 50)) == sorted(
+        a.fingerprint for a in drawn
+    )
+
+
+def test_averages_are_new_and_of_the_best():
+    centre = np.repeat(nearest(SPACE, selection.allocations(SPACE)["uniform"], np.random.default_rng(0)), 16, axis=0)
+    near = SPACE.decode(mutate(SPACE, centre, np.random.default_rng(1)))
+    far = SPACE.decode(sample(SPACE, 16, np.random.default_rng(2)))
+    measured = [pair(a, 0.1 + i / 100) for i, a in enumerate(near)] + [pair(a, 0.9) for a in far]
+    found = selection.averages_of(measured, SPACE, 5, [0, 4, 1])
+    assert len({a.fingerprint for a in found} - {p.architecture.fingerprint for p in measured}) == 5
+    assert found == selection.averages_of(measured, SPACE, 5, [0, 4, 1])
+    rows = SPACE.encode(found)
+    assert np.abs(rows - centre[0]).sum(axis=1).max() < np.abs(SPACE.encode(far) - centre[0]).sum(axis=1).min()
+    # What was measured does not come again, and smooth ones draw the averages towards them.
+    more = [pair(a, 0.05, "averaged") for a in found]
+    again = selection.averages_of(measured + more, SPACE, 5, [0, 4, 1])
+    assert not {a.fingerprint for a in again} & {a.fingerprint for a in found}
+    assert selection.averages_of([*measured, pair(far[0], 0.9, "profile")], SPACE, 5, [0, 4, 1]) != found
+    assert selection.averages_of(measured, SPACE, 0, [0, 4, 1]) == []
