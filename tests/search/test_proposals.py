@@ -81,6 +81,16 @@ def test_averages_are_what_the_best_have_in_common_and_use_the_budget():
     assert ((SPACE.budget_costs(found) / SPACE.limits).max(axis=1) > 0.99).all()
 
 
+def test_averages_are_drawn_up_to_half_way_to_an_anchor():
+    centre = nearest(SPACE, selection.allocations(SPACE)["uniform"], np.random.default_rng(0))
+    around = mutate(SPACE, np.repeat(centre, 16, axis=0), np.random.default_rng(1))
+    anchor = sample(SPACE, 1, np.random.default_rng(3))
+    found = averages(SPACE, around, anchor, 24, np.random.default_rng(2))
+    way = np.abs(found - centre).sum(axis=1) / np.abs(anchor - centre).sum()
+    assert (way < 0.25).any()  # some stay where they are
+    assert ((way > 0.35) & (way < 0.75)).any()
+
+
 def test_evolution_finds_better_than_sampling_and_repeats():
     drawn = sample(SPACE, 2000, np.random.default_rng(1))
     found = evolve(SPACE, score, np.random.default_rng(1), generations=20, population=128)
