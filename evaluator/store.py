@@ -88,8 +88,8 @@ class PairStore:
             connection.exec_driver_sql(f"PRAGMA user_version = {_VERSION}")
         elif (mark, version) != (_APPLICATION_ID, _VERSION):
             raise RunFolderError(
-                f"{self.file.name} must be a pair store of version {_VERSION}, but {str(self.file)!r} is a foreign or "
-                "newer file; choose another run folder."
+                f"{self.file.name} must be a pair store of version {_VERSION}, but {str(self.file)!r} is a foreign "
+                "file or of another version; choose another run folder."
             )
         elif (found := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()) != "ok":
             raise RunFolderError(

@@ -83,11 +83,18 @@ def newer(file):
         connection.execute("PRAGMA user_version = 3")
 
 
+def older(file):
+    PairStore(file).add(ARCHITECTURE, measurement(0.25), PROTOCOL, "random")
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA user_version = 1")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (foreign, "must be a pair store of version 2, but .* is a foreign or newer file"),
-        (newer, "must be a pair store of version 2, but .* is a foreign or newer file"),
+        (foreign, "must be a pair store of version 2, but .* is a foreign file or of another version"),
+        (newer, "must be a pair store of version 2, but .* is a foreign file or of another version"),
+        (older, "must be a pair store of version 2, but .* is a foreign file or of another version"),
         (no_database, "must be an intact SQLite file, but .*file is not a database"),
     ],
 )
