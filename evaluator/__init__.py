@@ -10,16 +10,18 @@ from evaluator.builtin import PACKAGED_MODELS
 from evaluator.checkpoint import DenseModel, choose_dtype, hash_weights, open_model
 from evaluator.evaluator import Evaluator
 from evaluator.measurement import Difference, Measurement, Protocol, difference
-from evaluator.pruned_model import SecateurLlamaConfig, SecateurLlamaForCausalLM
+from evaluator.pruned_model import PRUNED
 from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts, text_to_write
 from evaluator.store import Pair, PairStore
 
 # Where secateur is installed its exports load without trust_remote_code.
-AutoConfig.register(SecateurLlamaConfig.model_type, SecateurLlamaConfig, exist_ok=True)
-AutoModelForCausalLM.register(SecateurLlamaConfig, SecateurLlamaForCausalLM, exist_ok=True)
+for _config, _model in PRUNED.values():
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModelForCausalLM.register(_config, _model, exist_ok=True)
 
 __all__ = [
     "PACKAGED_MODELS",
+    "PRUNED",
     "SELF",
     "SPLITS",
     "DenseModel",
@@ -29,8 +31,6 @@ __all__ = [
     "Pair",
     "PairStore",
     "Protocol",
-    "SecateurLlamaConfig",
-    "SecateurLlamaForCausalLM",
     "SplitSizes",
     "Texts",
     "choose_dtype",

@@ -7,17 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from evaluator.accuracy import BATCH_TOKENS, Reference, make_reference, score_tokens
+from evaluator.calibration import calibrate
 from evaluator.checkpoint import DenseModel
 from evaluator.measurement import Measurement, Protocol
-from evaluator.pruning import CRITERIA, InputNorms, Surgeon, gather_input_norms, iterate_batches
+from evaluator.pruning import Levels, Surgeon, passed_over
 from evaluator.splits import Texts
 from evaluator.store import PairStore
-from space import Architecture, RunFolderError, SettingError
+from space import Architecture, Criterion
 
 # The dense model's activations between layers on the search text are kept within this, to start a measurement at the
 # first layer that an architecture changes: half of the work for architectures that change one layer.
@@ -33,13 +32,12 @@ class Evaluator:
         dense: the model.
         texts: the four splits.
         store: where pairs are kept.
-        criterion: a key of `evaluator.pruning.CRITERIA`.
-        statistics_file: where the calibration statistics are cached; None recomputes them.
-        progress: told the tokens of each calibration batch.
+        criterion: what to prune by; None takes the default one.
+        folder: where calibration statistics and prepared levels are kept; None keeps them in memory.
+        progress: told 1 after each layer that is calibrated.
 
     Raises:
-        SettingError: the criterion is unknown.
-        RunFolderError: the statistics file is damaged.
+        RunFolderError: the statistics in the folder are damaged.
     """
 
     def __init__(
@@ -48,45 +46,37 @@ class Evaluator:
         texts: Texts,
         store: PairStore,
         *,
-        criterion: str = "wanda",
-        statistics_file: Path | None = None,
+        criterion: Criterion | None = None,
+        folder: Path | None = None,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
-        if criterion not in CRITERIA:
-            raise SettingError(f"criterion must be one of {', '.join(CRITERIA)}, but is {criterion!r}; choose one.")
         self.dense = dense
         self.texts = texts
         self.store = store
-        self.criterion = criterion
-        self.surgeon = Surgeon(dense.layers, dense.layout, self._norms(statistics_file, progress))
+        self.criterion = criterion or Criterion()
+        self._folder = folder
+        self.surgeon = self._surgeon(progress)
         self._references: dict[str, Reference] = {}
         self._prefixes: dict[str, list[Tensor]] = {}
 
-    def _norms(self, file: Path | None, progress: Callable[[int], None]) -> InputNorms:
-        key = f"{self.dense.weights_hash}-{self.texts.fingerprint('calibrate')}"
-        device = self.dense.model.device
-        if file is not None and file.exists():
-            try:
-                saved = load_file(file)
-            except SafetensorError as error:
-                raise RunFolderError(
-                    f"{file.name} must be intact, but {str(file)!r} is not ({error}); delete it, it is computed anew."
-                ) from error
-            if key in saved:
-                tokens = int(saved.pop(key))
-                layers: list[dict[str, Tensor]] = [{} for _ in range(self.dense.layout.layers)]
-                for name, values in saved.items():
-                    layer, _, path = name.partition(":")
-                    layers[int(layer)][path] = values.to(device)
-                return InputNorms(tuple(layers), tokens)
-        batches = (batch.to(device) for batch in iterate_batches(self.texts.tokens["calibrate"], BATCH_TOKENS))
-        norms = gather_input_norms(self.dense.decoder, self.dense.layers, self.dense.layout.record, batches, progress)
-        if file is not None:
-            tensors = {f"{i}:{path}": each.cpu() for i, own in enumerate(norms.norms) for path, each in own.items()}
-            beside = file.with_suffix(".partial")
-            save_file({**tensors, key: torch.tensor(norms.tokens)}, beside)
-            beside.replace(file)
-        return norms
+    def _surgeon(self, progress: Callable[[int], None] = lambda _: None) -> Surgeon:
+        dense = self.dense
+        statistics, key = calibrate(dense, self.texts, self.criterion, self._folder, progress)
+        levels = Levels(self._folder / f"levels-{key}" if self._folder else None)
+        return Surgeon(dense.layers, dense.layout.pruned_by(self.criterion), statistics, self.criterion, levels)
+
+    @contextlib.contextmanager
+    def pruning_by(self, criterion: Criterion) -> Iterator[None]:
+        """Prune and measure by another criterion for a while, on the same texts."""
+        own = self.criterion, self.surgeon
+        self.surgeon.restore()
+        self.criterion = criterion
+        self.surgeon = self._surgeon()
+        try:
+            yield
+        finally:
+            self.surgeon.restore()
+            self.criterion, self.surgeon = own
 
     def protocol(self, split: str) -> Protocol:
         """Return the protocol of measurements on a split."""
@@ -98,7 +88,7 @@ class Evaluator:
             split=split,
             tokens=tokens.shape[0] * (tokens.shape[1] - 1),
             sequence_length=tokens.shape[1],
-            criterion=self.criterion,
+            criterion=str(self.criterion),
             calibration=self.texts.fingerprint("calibrate"),
             dtype=self.dense.dtype,
         )
@@ -180,15 +170,10 @@ class Evaluator:
 
 @contextlib.contextmanager
 def _replayed(layers: nn.ModuleList, first: int, hidden: Tensor) -> Iterator[None]:
-    """Let the layers before `first` return stored hidden states instead of computing them.
-
-    The model's own forward pass still runs: only these layers' `forward` is replaced, on the instances.
-    """
-    for index in range(first):
-        # Layers before the last only have to pass something on; the last one brings the state back.
-        layers[index].forward = lambda *_, **__: hidden
+    """Let layer `first` start from stored hidden states, and those before it do nothing."""
+    handle = layers[first].register_forward_pre_hook(lambda _, inputs: (hidden, *inputs[1:]))
     try:
-        yield
+        with passed_over(list(layers[:first])):
+            yield
     finally:
-        for index in range(first):
-            del layers[index].forward
+        handle.remove()

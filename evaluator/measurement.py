@@ -134,17 +134,18 @@ class Difference:
         }
 
 
-def difference(mine: Measurement, other: Measurement) -> Difference:
+def difference(mine: Measurement, other: Measurement, same_text: bool = False) -> Difference:
     """Compare two architectures token by token: what is hard for both cancels, so the error is the difference's own.
 
     Args:
         mine: measured under the same protocol as `other`.
         other: what to compare with.
+        same_text: says that the protocols may differ, but not in their text: two criteria on one split.
 
     Raises:
         MeasurementError: the protocols differ.
     """
-    if mine.protocol != other.protocol:
+    if mine.protocol != other.protocol and not (same_text and mine.tokens == other.tokens):
         raise MeasurementError(
             f"Two measurements must be of one protocol to be compared, but are of {mine.protocol} and "
             f"{other.protocol}; measure both on the same text."

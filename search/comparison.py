@@ -32,6 +32,8 @@ BASELINES = {
     "dense": "dense",
     "uniform": "uniform",
     "uniform_whole_ends": "uniform, whole ends",
+    "uniform_no_update": "uniform, no update",
+    "uniform_whole_ends_no_update": "uniform, whole ends, no update",
     "best_random": "best random",
 }
 

@@ -1,6 +1,6 @@
 """The run folder: the artefacts of a run by name, each written whole or not at all.
 
-config.yaml layout.json texts.safetensors statistics.safetensors measurements.db predictor/ study.db best.json
+config.yaml layout.json texts.safetensors prepared/ measurements.db predictor/ study.db best.json
 report.html export/
 """
 
@@ -34,7 +34,7 @@ class RunFolder:
         self.layout_file = path / "layout.json"
         self.texts_file = path / "texts.safetensors"
         self.generated = path / "generated"
-        self.statistics_file = path / "statistics.safetensors"
+        self.prepared = path / "prepared"  # calibration statistics and pruned weights, all of which can be made again
         self.measurements_file = path / "measurements.db"
         self.predictor = path / "predictor"
         self.study_file = path / "study.db"

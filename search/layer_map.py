@@ -66,9 +66,11 @@ def layers_drawing(best: Mapping[str, Any]) -> Drawing:
             },
         )
         colors = iter((INK, PURPLE, GREEN, ORANGE, GREY))
+        drawn: set[str] = set()
         for name, model in best["baselines"].items():
-            if name == "dense":
+            if name == "dense" or model["fingerprint"] in drawn:  # the same widths with and without an update
                 continue
+            drawn.add(model["fingerprint"])
             shares = [getattr(layer, gene) / full for layer in Architecture.from_dict(model["architecture"]).layers]
             figure.add_scatter(
                 x=x,

@@ -17,6 +17,7 @@ def best_record(
     space: SearchSpace,
     everyone: Mapping[str, Architecture],
     measured: Mapping[str, Mapping[str, Measurement]],
+    plain: Mapping[str, tuple[Architecture, Measurement]],
     predictor: AccuracyPredictor,
     rounds: Sequence[Mapping[str, Any]],
     wall_seconds: float,
@@ -30,6 +31,7 @@ def best_record(
         space: the search space.
         everyone: the baselines and, as `winner`, the winner.
         measured: by split, then by name in `everyone`.
+        plain: baselines without the criterion's update, on the report text.
         predictor: the last one fitted.
         rounds: what each round reached.
         wall_seconds: since this process began the run.
@@ -68,6 +70,18 @@ def best_record(
             }
             for name, architecture in everyone.items()
             if name != "winner"
+        }
+        | {
+            name: {
+                "architecture": architecture.to_dict(),
+                "fingerprint": architecture.fingerprint,
+                "cost": cost_of(layout, architecture).to_dict(),
+                "measured": {"report": measurement.to_dict()},
+                "winner_less_this": {
+                    "report": difference(measured["report"]["winner"], measurement, same_text=True).to_dict()
+                },
+            }
+            for name, (architecture, measurement) in plain.items()
         },
         "quality": predictor.quality.to_dict(),
         "rounds": list(rounds),

@@ -9,7 +9,7 @@ pairs of an undisturbed run.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from evaluator import (
     PairStore,
     SplitSizes,
     Texts,
-    open_model,
     text_to_write,
 )
 from evaluator import prepare_texts as make_texts
@@ -40,6 +39,7 @@ from search.progress import Reporter
 from search.proposals import Score, evolve, prior_architectures, rounding_architectures
 from search.report import write_report
 from search.results import best_record, pair_rows
+from search.session import open_dense
 from search.study import ArchitectureSampler, run_study
 from space import Architecture, BudgetError, SearchSpace, SecateurError
 
@@ -97,7 +97,7 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     files.check(config)
     started = time.perf_counter()
     with reporter.stage(f"Opening {config.model}", 1, "models") as advance:
-        dense = open_model(config.model, dtype=config.dtype, device=config.device)
+        dense = open_dense(config)
         advance(1)
     if files.best_file.exists():
         files.keep_layout(config.model, dense.weights_hash, dense.layout)
@@ -108,14 +108,13 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     with files.locked():
         texts = _begin(config, files, dense, reporter)
         store = PairStore(files.measurements_file)
-        size = texts.tokens["calibrate"].numel()
-        with reporter.stage("Calibrating", size, "tokens") as advance:
+        with reporter.stage("Calibrating", dense.layout.layers, "layers") as advance:
             judge = Evaluator(
                 dense,
                 texts,
                 store,
-                criterion=config.criterion,
-                statistics_file=files.statistics_file,
+                criterion=config.criterion.criterion,
+                folder=files.prepared,
                 progress=advance,
             )
         run = Run(config, files, reporter, judge, space, [])
@@ -173,6 +172,7 @@ def _search(run: Run, started: float) -> dict[str, Any]:
         run.space,
         everyone,
         measured,
+        _measure_plain(run, baselines),
         predictor,
         rounds,
         time.perf_counter() - started,
@@ -295,6 +295,22 @@ def _final(run: Run) -> Architecture:
 def _measure_all(run: Run, everyone: dict[str, Architecture], split: str) -> dict[str, Measurement]:
     pairs = run.measure(f"Measuring on the {split} text", list(everyone.values()), "baseline", split)
     return {name: pair.measurement for name, pair in zip(everyone, pairs, strict=True)}
+
+
+def _measure_plain(run: Run, baselines: Mapping[str, Architecture]) -> dict[str, tuple[Architecture, Measurement]]:
+    """Measure what people have who only slice: the uniform baselines without the criterion's update."""
+    criterion = run.config.criterion.criterion
+    names = [name for name in ("uniform", "uniform_whole_ends") if name in baselines]
+    if criterion.update == "none" or all(
+        layer.kv_groups == run.space.layout.kv_groups and layer.mlp_width == run.space.layout.mlp_width
+        for name in names
+        for layer in baselines[name].layers
+    ):
+        return {}
+    with run.evaluator.pruning_by(replace(criterion, update="none")):
+        title = "Measuring baselines without the update"
+        pairs = run.measure(title, [baselines[name] for name in names], "baseline", "report")
+    return {f"{name}_no_update": (pair.architecture, pair.measurement) for name, pair in zip(names, pairs, strict=True)}
 
 
 def _measure_frontier(run: Run, predictor: AccuracyPredictor) -> None:

@@ -2,16 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evaluator import Evaluator, Pair, PairStore, open_model
+from evaluator import DenseModel, Evaluator, Pair, PairStore, open_model
 from predictor import AccuracyPredictor
+from search.config import RunConfig
 from search.folder import RunFolder
 from search.objective import fit_pairs
 from search.report import write_report
 from search.results import pair_rows
 from space import RunFolderError
+
+
+def open_dense(config: RunConfig) -> DenseModel:
+    """Open a run's dense model, its layout being what the run's criterion makes of it.
+
+    Raises:
+        ModelError: the model cannot be opened.
+    """
+    dense = open_model(config.model, dtype=config.dtype, device=config.device)
+    return replace(dense, layout=dense.layout.pruned_by(config.criterion.criterion))
 
 
 @contextmanager
@@ -28,10 +40,10 @@ def open_evaluator(run: RunFolder) -> Iterator[Evaluator]:
     config = run.config()
     texts = run.texts()
     store = PairStore(run.measurements_file)
-    dense = open_model(config.model, dtype=config.dtype, device=config.device)
+    dense = open_dense(config)
     run.keep_layout(config.model, dense.weights_hash, dense.layout)
     try:
-        yield Evaluator(dense, texts, store, criterion=config.criterion, statistics_file=run.statistics_file)
+        yield Evaluator(dense, texts, store, criterion=config.criterion.criterion, folder=run.prepared)
     finally:
         store.close()
 

@@ -7,6 +7,7 @@ that a question about an architecture needs no model.
 from space.allocation import uniform_sparsity, uniform_widths, whole_ends
 from space.architecture import GENES, Architecture, LayerArchitecture, genes_of
 from space.cost import METRICS, Budget, Cost, cost_of
+from space.criterion import Criterion, Update, Weights, Widths
 from space.domain import Choice, Indices, SearchSpace, build_space, default_width_step
 from space.errors import (
     ArchitectureError,
@@ -35,6 +36,7 @@ __all__ = [
     "BudgetError",
     "Choice",
     "Cost",
+    "Criterion",
     "ExportError",
     "Family",
     "FamilyError",
@@ -49,6 +51,9 @@ __all__ = [
     "SecateurError",
     "SettingError",
     "TextError",
+    "Update",
+    "Weights",
+    "Widths",
     "build_space",
     "cost_of",
     "default_width_step",

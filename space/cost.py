@@ -61,8 +61,9 @@ def attention_cost(layout: Layout, kv_groups: int, sparsity: float = 0.0) -> Cos
     hidden, kv_size = layout.hidden_size, kv_groups * layout.head_dim
     query_size = kv_size * layout.heads_per_group
     matrices = [(hidden, query_size), (hidden, kv_size), (hidden, kv_size), (query_size, hidden)]
-    vectors = layout.qkv_bias * (query_size + 2 * kv_size) + layout.output_bias * hidden
-    vectors += layout.attention_norms * layout.norm_vectors * hidden
+    output_bias = layout.output_bias or layout.adds_attention_bias(kv_groups)
+    vectors = layout.qkv_bias * (query_size + 2 * kv_size) + output_bias * hidden
+    vectors += layout.attention_norms * layout.norm_vectors * hidden + layout.head_norms * layout.head_dim
     return _sub_block(matrices, vectors, sparsity, 2 * kv_size, 4 * FLOPS_CONTEXT * query_size)
 
 
@@ -72,7 +73,9 @@ def mlp_cost(layout: Layout, mlp_width: int, sparsity: float = 0.0) -> Cost:
         return Cost(0, 0, 0, 0, 0)
     hidden, ups = layout.hidden_size, 2 if layout.gated_mlp else 1
     matrices = [(hidden, mlp_width)] * ups + [(mlp_width, hidden)]
-    vectors = layout.mlp_bias * (ups * mlp_width + hidden) + layout.mlp_norms * layout.norm_vectors * hidden
+    down_bias = layout.mlp_bias or layout.adds_mlp_bias(mlp_width)
+    vectors = layout.mlp_bias * ups * mlp_width + down_bias * hidden
+    vectors += layout.mlp_norms * layout.norm_vectors * hidden
     return _sub_block(matrices, vectors, sparsity, 0, 0)
 
 
@@ -92,9 +95,10 @@ def _sub_block(
 
 
 def fixed_cost(layout: Layout) -> Cost:
-    """Return the cost of what is never pruned: embeddings, vocabulary projection and final norm."""
+    """Return the cost of what is never pruned: token and position embeddings, vocabulary projection, final norm."""
     tables = 1 if layout.tied_embeddings else 2
-    parameters = tables * layout.vocabulary * layout.hidden_size + layout.norm_vectors * layout.hidden_size
+    rows = tables * layout.vocabulary + layout.positions + layout.norm_vectors
+    parameters = rows * layout.hidden_size
     return Cost(0, 0, BYTES_PER_VALUE * parameters, 0, 0)
 
 

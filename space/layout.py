@@ -1,9 +1,10 @@
 """The layout of a dense model: the sizes that pruning may change, read from its configuration."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
+from space.criterion import Criterion
 from space.errors import ModelError
 from space.families import Family, family_of
 
@@ -32,6 +33,9 @@ class Layout:
     norm_vectors: int  # parameters per hidden unit of one norm
     attention_norms: int  # norms that leave with the attention
     mlp_norms: int  # norms that leave with the MLP
+    head_norms: int  # norms over a head's features, a vector each, that leave with the attention
+    positions: int  # rows of a table of learned positions, never pruned
+    bias_update: bool = False  # whether what reads a narrowed sub-block gets a bias, as `Criterion.update` may ask for
 
     @property
     def heads_per_group(self) -> int:
@@ -50,9 +54,15 @@ class Layout:
             ModelError: a size is missing or inconsistent.
         """
         family = family_of(str(config.get("model_type")))
+        for key, value in family.required:
+            if config.get(key, value) != value:
+                raise ModelError(
+                    f"A {family.name} model must have {key} {value!r} to be pruned here, but this one has "
+                    f"{config[key]!r}; choose another model."
+                )
         hidden = _size(config, family.hidden_size)
         heads = _size(config, family.heads)
-        groups = int(config.get(family.kv_groups) or heads)
+        groups = int((config.get(family.kv_groups) if family.kv_groups else None) or heads)
         if heads % groups:
             raise ModelError(
                 f"{family.heads} must be a multiple of {family.kv_groups}, but they are {heads} and {groups}; "
@@ -65,7 +75,7 @@ class Layout:
             heads=heads,
             kv_groups=groups,
             head_dim=int(config.get("head_dim") or hidden // heads),
-            mlp_width=_size(config, family.mlp_width),
+            mlp_width=_mlp_width(config, family, hidden),
             vocabulary=_size(config, "vocab_size"),
             tied_embeddings=bool(config.get("tie_word_embeddings", False)),
             gated_mlp=family.gate is not None,
@@ -75,12 +85,26 @@ class Layout:
             norm_vectors=family.norm_vectors,
             attention_norms=len(family.attention_norms),
             mlp_norms=len(family.mlp_norms),
+            head_norms=family.head_norms,
+            positions=_positions(config, family),
         )
 
     @property
     def record(self) -> Family:
         """The family's record."""
         return family_of(self.family)
+
+    def pruned_by(self, criterion: Criterion) -> Self:
+        """Return the layout with what a criterion's update adds to narrowed sub-blocks."""
+        return replace(self, bias_update=criterion.update == "bias")
+
+    def adds_attention_bias(self, kv_groups: int) -> bool:
+        """Return whether an attention with some KV groups has an output bias that the dense one has not."""
+        return self.bias_update and not self.output_bias and 0 < kv_groups < self.kv_groups
+
+    def adds_mlp_bias(self, mlp_width: int) -> bool:
+        """Return whether an MLP of some width has an output bias that the dense one has not."""
+        return self.bias_update and not self.mlp_bias and 0 < mlp_width < self.mlp_width
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -110,6 +134,19 @@ def _size(config: Mapping[str, Any], key: str) -> int:
             f"{key} in a model's config.json must be a positive whole number, but is {value!r}; open an intact model."
         )
     return value
+
+
+def _mlp_width(config: Mapping[str, Any], family: Family, hidden: int) -> int:
+    if family.mlp_ratio is not None and config.get(family.mlp_width) is None:
+        return family.mlp_ratio * hidden
+    return _size(config, family.mlp_width)
+
+
+def _positions(config: Mapping[str, Any], family: Family) -> int:
+    if family.learned_positions is None:
+        return 0
+    key, beyond = family.learned_positions
+    return _size(config, key) + beyond
 
 
 def _flag(config: Mapping[str, Any], rule: bool | str) -> bool:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 SENTENCE = "The old gardener cut the rose bush down to three strong canes, and in June it bloomed as never before. "
 VOCABULARY = 160
@@ -34,6 +40,52 @@ def pico_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**{**sizes, **changes})).eval()
+
+
+# Sizes of a tiny model of every family, and of ways in which models of one family differ.
+_SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.2}
+_NEW = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 128,
+}
+_GEMMA = {**_NEW, "head_dim": 8, "sliding_window": 12, "query_pre_attn_scalar": 8}
+_NEOX = {**_NEW, "rotary_pct": 0.5, "hidden_act": "gelu"}
+_OPT = {**_NEW, "ffn_dim": 48, "word_embed_proj_dim": 32}
+PICOS: dict[str, dict] = {
+    "llama": {**_NEW},
+    "llama multi-head": {**_NEW, "num_key_value_heads": 8},
+    "llama multi-query, wide heads": {**_NEW, "num_key_value_heads": 1, "head_dim": 16},
+    "llama with biases, tied": {**_NEW, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "mistral": {**_NEW, "sliding_window": 12},
+    "qwen2": {**_NEW, "use_sliding_window": True, "sliding_window": 12, "max_window_layers": 2},
+    "qwen3": {**_NEW, "head_dim": 8},
+    "gemma2": _GEMMA,
+    "gemma3_text": {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "phi3": {**_NEW},
+    "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 8, "n_positions": 128},
+    "opt": {**_OPT},
+    "opt untied, without biases": {**_OPT, "enable_bias": False, "tie_word_embeddings": False},
+    "gpt_neox": {**_NEOX},
+    "gpt_neox one after the other": {**_NEOX, "use_parallel_residual": False, "attention_bias": False},
+}
+
+
+def save_pico_of(kind: str, folder: Path, seed: int = 0) -> Path:
+    """Write a tiny random model of a row of `PICOS` with its tokenizer into a folder."""
+    values = {**_SIZES, **PICOS[kind]}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind.split()[0]](**values))
+        for weight in model.parameters():
+            if weight.dim() == 1:  # norms and biases start as ones and zeros, which would hide what is done to them
+                weight.data += 0.2 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    pico_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def pico_tokenizer() -> PreTrainedTokenizerFast:

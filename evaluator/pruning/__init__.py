@@ -1,9 +1,28 @@
-"""Pruning criteria and the surgery that applies them: pure tensor maths here, no model is opened or measured."""
+"""Pruning criteria and the surgery that applies them: pure tensor maths here, no model is opened or measured.
+
+Which criteria there are is one table, in `evaluator.pruning.criteria`.
+"""
 
 from evaluator.pruning.apply import Surgeon
-from evaluator.pruning.statistics import InputNorms, gather_input_norms, iterate_batches, projections
+from evaluator.pruning.levels import Levels
+from evaluator.pruning.statistics import (
+    InputStatistics,
+    LayerStatistics,
+    gather_statistics,
+    iterate_batches,
+    passed_over,
+    projections,
+)
+from evaluator.pruning.taylor import gather_gradients
 
-# Criteria by name, with the paper each comes from.
-CRITERIA = {"wanda": "arXiv 2306.11695"}
-
-__all__ = ["CRITERIA", "InputNorms", "Surgeon", "gather_input_norms", "iterate_batches", "projections"]
+__all__ = [
+    "InputStatistics",
+    "LayerStatistics",
+    "Levels",
+    "Surgeon",
+    "gather_gradients",
+    "gather_statistics",
+    "iterate_batches",
+    "passed_over",
+    "projections",
+]

@@ -17,4 +17,5 @@ def structure_scores(norms: Tensor, structures: int) -> Tensor:
     Returns:
         (structures,), float32.
     """
-    return norms.float().view(structures, -1).norm(dim=1)
+    scores: Tensor = norms.float().view(structures, -1).norm(dim=1)
+    return scores

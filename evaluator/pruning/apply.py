@@ -1,29 +1,39 @@
-"""Cutting an architecture out of a dense model in memory, by slicing widths and masking weights.
+"""Cutting an architecture out of a dense model in memory, by slicing widths and making weights zero.
 
 A `Surgeon` changes the model in place and can always go back: it keeps the dense weights, and `install` touches only
 the layers in which the new architecture differs from the installed one, so going from one candidate to the next costs
 milliseconds.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evaluator.pruned_model import RemovedAttention, RemovedMLP
+from evaluator.pruned_model import SubBlock, set_head_counts, stand_ins
 from evaluator.pruning import wanda
-from evaluator.pruning.statistics import InputNorms, projections
-from space import Architecture, Family, LayerArchitecture, Layout
-
-# Masked weights of this many bytes are kept, since a search asks for the same few levels again and again.
-MASK_CACHE_BYTES = 2**30
+from evaluator.pruning.criteria import narrow, structure_scores, thin
+from evaluator.pruning.levels import Level, Levels
+from evaluator.pruning.statistics import LayerStatistics, projections
+from evaluator.pruning.structures import (
+    Rows,
+    StructureScores,
+    attention_rows,
+    columns_of,
+    mlp_rows,
+    oriented,
+    rows_of,
+)
+from space import Architecture, Criterion, Family, LayerArchitecture, Layout
 
 
 @dataclass(frozen=True)
 class _Projection:
     """A dense projection's weights, as they were before any pruning."""
 
-    module: nn.Linear
+    module: Any  # Linear, or transformers' Conv1D
     weight: Tensor  # (out_features, in_features)
     bias: Tensor | None  # (out_features,)
 
@@ -36,27 +46,40 @@ class Surgeon:
     Args:
         layers: the model's decoder layers.
         layout: the dense model's sizes.
-        norms: what calibration saw.
+        statistics: what calibration saw of each layer.
+        criterion: what to prune by.
+        levels: where prepared weights are kept; None keeps them in memory.
     """
 
-    def __init__(self, layers: nn.ModuleList, layout: Layout, norms: InputNorms) -> None:
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        layout: Layout,
+        statistics: Sequence[LayerStatistics],
+        criterion: Criterion | None = None,
+        levels: Levels | None = None,
+    ) -> None:
         self.layout = layout
         self.family: Family = layout.record
+        self._family = asdict(self.family)
+        self.criterion = criterion or Criterion()
         self.installed = Architecture.dense(layout)
         self._layers = layers
-        self._norms = norms.norms
+        self._statistics = statistics
+        self._levels = levels or Levels()
         self._dense = [self._remember(layer) for layer in layers]
         self._modules = [self._remember_modules(layer) for layer in layers]
-        self._masked: dict[tuple[int, str, int, float], Tensor] = {}
-        self._masked_bytes = 0
-        self._channel_scores = [self._score_channels(index) for index in range(layout.layers)]
-        self._group_scores = [self._score_groups(index) for index in range(layout.layers)]
+        attentions: list[Any] = [layer.get_submodule(self.family.attention) for layer in layers]
+        self._configs = [attention.config for attention in attentions]
+        self._group_rows, self._channel_rows = attention_rows(layout), mlp_rows(layout)
+        self._scores = [self._score(index) for index in range(layout.layers)]
 
     def install(self, architecture: Architecture) -> None:
         """Make the model in memory that of an architecture.
 
         Raises:
             ArchitectureError: the architecture does not fit the model.
+            SettingError: its sparsities or widths do not fit the criterion's pattern.
         """
         architecture.check(self.layout)
         with torch.no_grad():
@@ -69,105 +92,127 @@ class Surgeon:
         """Make the model in memory the dense one again, bit for bit."""
         self.install(Architecture.dense(self.layout))
 
+    def prepare(self, architectures: Sequence[Architecture], progress: Callable[[int], None] = lambda _: None) -> None:
+        """Make all levels that architectures need, layer by layer, and leave the dense model installed.
+
+        Args:
+            architectures: of which each layer is prepared by itself.
+            progress: told 1 after each layer.
+        """
+        self.restore()
+        dense = Architecture.dense(self.layout).layers[0]
+        with torch.no_grad():
+            for index in range(self.layout.layers):
+                for target in dict.fromkeys(each.layers[index] for each in architectures):
+                    self._install_attention(index, target)
+                    self._install_mlp(index, target)
+                self._install_attention(index, dense)
+                self._install_mlp(index, dense)
+                progress(1)
+
+    def kept_groups(self, index: int, count: int) -> Tensor:
+        """Return the KV groups that a layer keeps, ascending."""
+        return wanda.kept(self._scores[index].groups, count)
+
+    def kept_channels(self, index: int, count: int) -> Tensor:
+        """Return the MLP channels that a layer keeps, ascending."""
+        return wanda.kept(self._scores[index].channels, count)
+
     def _remember(self, layer: nn.Module) -> dict[str, _Projection]:
         found = {}
-        for name in projections(self.family):
-            module = layer.get_submodule(name)
-            assert isinstance(module, nn.Linear), f"{name} is a {type(module).__name__}"
+        for path in projections(self.family):
+            module: Any = layer.get_submodule(path)
             bias = module.bias.data if module.bias is not None else None
-            found[name] = _Projection(module, module.weight.data, bias)
+            found[path] = _Projection(module, oriented(module.weight.data, self.layout), bias)
         return found
 
     def _remember_modules(self, layer: nn.Module) -> dict[str, nn.Module]:
-        family = self.family
-        names = (family.attention, family.mlp, *family.attention_norms, *family.mlp_norms)
-        return {name: layer.get_submodule(name) for name in names}
+        paths = {**stand_ins(self._family, "attention"), **stand_ins(self._family, "mlp")}
+        return {path: layer.get_submodule(path) for path in paths}
 
-    def _score_channels(self, index: int) -> Tensor:
-        down = self.family.down
-        return wanda.channel_scores(self._dense[index][down].weight, self._norms[index][down])
-
-    def _score_groups(self, index: int) -> Tensor:
-        output = self.family.output
-        return wanda.group_scores(self._dense[index][output].weight, self._norms[index][output], self.layout.kv_groups)
+    def _score(self, index: int) -> StructureScores:
+        weights = {path: dense.weight for path, dense in self._dense[index].items()}
+        return structure_scores(self.criterion, weights, self._statistics[index], self.layout)
 
     def _install_attention(self, index: int, target: LayerArchitecture) -> None:
-        family, layer, dense = self.family, self._layers[index], self._dense[index]
+        layout = self.layout
+        self._place_modules(index, "attention", removed=target.kv_groups == 0)
         if target.kv_groups == 0:
-            self._remove(layer, family.attention, family.attention_norms, RemovedAttention())
             return
-        self._return(index, family.attention, family.attention_norms)
-        groups = heads = None
-        if target.kv_groups < self.layout.kv_groups:
-            kept = wanda.kept(self._group_scores[index], target.kv_groups)
-            groups = _features(kept, self.layout.head_dim)
-            heads = _features(kept, self.layout.head_dim * self.layout.heads_per_group)
-        sparsity = target.attention_sparsity
-        self._set(index, family.query, dense[family.query], heads, None, sparsity)
-        self._set(index, family.key, dense[family.key], groups, None, sparsity)
-        self._set(index, family.value, dense[family.value], groups, None, sparsity)
-        self._set(index, family.output, dense[family.output], None, heads, sparsity)
+        kept = self.kept_groups(index, target.kv_groups) if target.kv_groups < layout.kv_groups else None
+        self._place(index, kept, self._group_rows, self.family.output, layout.kv_groups, target.attention_sparsity)
+        heads = target.kv_groups * layout.heads_per_group
+        counts = {"heads": heads, "kv_groups": target.kv_groups, "query_size": heads * layout.head_dim}
+        attention = self._modules[index][self.family.attention]
+        set_head_counts(attention, self._family, self._configs[index], counts)
 
     def _install_mlp(self, index: int, target: LayerArchitecture) -> None:
-        family, layer, dense = self.family, self._layers[index], self._dense[index]
+        layout = self.layout
+        self._place_modules(index, "mlp", removed=target.mlp_width == 0)
         if target.mlp_width == 0:
-            self._remove(layer, family.mlp, family.mlp_norms, RemovedMLP())
             return
-        self._return(index, family.mlp, family.mlp_norms)
-        channels = None
-        if target.mlp_width < self.layout.mlp_width:
-            channels = wanda.kept(self._channel_scores[index], target.mlp_width)
-        if family.gate is not None:
-            self._set(index, family.gate, dense[family.gate], channels, None, target.mlp_sparsity)
-        self._set(index, family.up, dense[family.up], channels, None, target.mlp_sparsity)
-        self._set(index, family.down, dense[family.down], None, channels, target.mlp_sparsity)
+        kept = self.kept_channels(index, target.mlp_width) if target.mlp_width < layout.mlp_width else None
+        self._place(index, kept, self._channel_rows, self.family.down, layout.mlp_width, target.mlp_sparsity)
 
-    @staticmethod
-    def _remove(layer: nn.Module, name: str, norms: tuple[str, ...], stand_in: nn.Module) -> None:
-        layer.set_submodule(name, stand_in)
-        for norm in norms:
-            layer.set_submodule(norm, nn.Identity())
+    def _place_modules(self, index: int, sub_block: SubBlock, removed: bool) -> None:
+        """Put a sub-block's stand-ins or its own modules into their places."""
+        for path, stand_in in stand_ins(self._family, sub_block).items():
+            self._layers[index].set_submodule(path, stand_in if removed else self._modules[index][path])
 
-    def _return(self, index: int, name: str, norms: tuple[str, ...]) -> None:
-        for module in (name, *norms):
-            self._layers[index].set_submodule(module, self._modules[index][module])
-
-    def _set(
-        self,
-        index: int,
-        name: str,
-        dense: _Projection,
-        rows: Tensor | None,
-        columns: Tensor | None,
-        sparsity: float,
+    def _place(
+        self, index: int, kept: Tensor | None, parts: list[Rows], reader: str, structures: int, sparsity: float
     ) -> None:
-        """Give a projection the kept rows and columns of its dense weights, masked to a sparsity."""
-        weight = dense.weight if rows is None else dense.weight.index_select(0, rows)
-        weight = weight if columns is None else weight.index_select(1, columns)
-        if sparsity > 0:
-            weight = self._sparse(index, name, weight, columns, sparsity)
-        module = dense.module
-        module.weight = nn.Parameter(weight, requires_grad=False)
-        if dense.bias is not None:
-            bias = dense.bias if rows is None else dense.bias.index_select(0, rows)
-            module.bias = nn.Parameter(bias, requires_grad=False)
-        module.out_features, module.in_features = weight.shape
+        """Give a sub-block's projections the weights of the structures that stay, made sparse."""
+        rows = {} if kept is None else rows_of(parts, kept)
+        for path in dict.fromkeys(part.path for part in parts):
+            self._set(index, path, self._writer(index, path, rows.get(path), sparsity))
+        self._set(index, reader, self._reader(index, reader, kept, structures, sparsity))
 
-    def _sparse(self, index: int, name: str, weight: Tensor, columns: Tensor | None, sparsity: float) -> Tensor:
-        # A projection's kept rows and columns follow from how many are kept, so its size identifies them.
-        key = (index, name, weight.numel(), sparsity)
-        if key in self._masked:
-            return self._masked[key]
-        norms = self._norms[index][name]
-        norms = norms if columns is None else norms.index_select(0, columns)
-        masked = weight * wanda.row_mask(wanda.weight_scores(weight, norms), sparsity)
-        size = masked.numel() * masked.element_size()
-        if self._masked_bytes + size <= MASK_CACHE_BYTES:
-            self._masked[key] = masked
-            self._masked_bytes += size
-        return masked
+    def _writer(self, index: int, path: str, rows: Tensor | None, sparsity: float) -> Level:
+        """Return the weights of a projection that structures are rows of."""
+        dense = self._dense[index][path]
 
+        def make() -> Level:
+            weight = dense.weight if rows is None else dense.weight.index_select(0, rows)
+            if sparsity > 0:
+                weight = thin(self.criterion, weight, self._statistics[index].inputs[path], sparsity)
+            level = {"weight": weight}
+            if dense.bias is not None:
+                level["bias"] = dense.bias if rows is None else dense.bias.index_select(0, rows)
+            return level
 
-def _features(groups: Tensor, size: int) -> Tensor:
-    """Return the indices of the features of whole groups, `size` features each."""
-    return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
+        count = len(dense.weight) if rows is None else len(rows)
+        return self._levels.get(f"{index}:{path}:{count}:{sparsity}", make) if sparsity > 0 else make()
+
+    def _reader(self, index: int, path: str, kept: Tensor | None, structures: int, sparsity: float) -> Level:
+        """Return the weights of the projection that structures are columns of."""
+        dense = self._dense[index][path]
+
+        def make() -> Level:
+            # What is only sliced needs no statistics, which may lie on the disk.
+            inputs = self._statistics[index].inputs[path] if sparsity > 0 or self.criterion.update != "none" else None
+            weight, bias = dense.weight, dense.bias
+            if kept is not None:
+                columns = columns_of(kept, weight.shape[1], structures)
+                weight, moved = narrow(self.criterion, weight, inputs, columns)
+                if moved is not None:
+                    bias = moved if bias is None else bias + moved
+                if sparsity > 0 and inputs is not None:
+                    inputs = inputs.select(columns)
+            if sparsity > 0 and inputs is not None:
+                weight = thin(self.criterion, weight, inputs, sparsity)
+            return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+
+        if sparsity == 0 and (kept is None or self.criterion.update == "none"):
+            return make()
+        return self._levels.get(f"{index}:{path}:{structures if kept is None else len(kept)}:{sparsity}", make)
+
+    def _set(self, index: int, path: str, level: Level) -> None:
+        module, weight, bias = self._dense[index][path].module, level["weight"], level.get("bias")
+        # Untouched weights go back as they lay in memory, so that the dense model is the same bit for bit.
+        module.weight = nn.Parameter(oriented(weight, self.layout), requires_grad=False)
+        module.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = weight.shape
+        else:
+            module.nf = weight.shape[0]  # transformers' Conv1D

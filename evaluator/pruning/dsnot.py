@@ -19,7 +19,15 @@ from torch import Tensor
 CYCLES = 50  # the paper's value
 
 
-def refine(weight: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, norms: Tensor, cycles: int = CYCLES) -> Tensor:
+def refine(
+    weight: Tensor,
+    mask: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    norms: Tensor,
+    cycles: int = CYCLES,
+    group: int | None = None,
+) -> Tensor:
     """Return a better mask with as many zeros in each row.
 
     Args:
@@ -29,6 +37,7 @@ def refine(weight: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, norms: 
         variance: (in_features,).
         norms: (in_features,).
         cycles: swaps per row at most.
+        group: features of an N:M group, within which a swap then stays; None swaps along the whole row.
     """
     kept = mask.clone()
     shift = weight.float() * mean  # what a weight adds to its row's mean output
@@ -37,11 +46,14 @@ def refine(weight: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, norms: 
     error = shift.masked_fill(kept, 0).sum(dim=1)
     sign = error.sign()[:, None]
     fixed = torch.zeros_like(kept)  # swapped weights stay where they are
-    rows = torch.arange(len(kept), device=kept.device)
+    rows, places = (torch.arange(size, device=kept.device) for size in kept.shape)
     active = torch.ones(len(kept), dtype=torch.bool, device=kept.device)
     for _ in range(cycles):
         back, gain = _best(sign * worth, ~kept & ~fixed)
-        gone, loss = _best(-cost, kept & ~fixed & (sign * shift < 0))
+        candidates = kept & ~fixed & (sign * shift < 0)
+        if group is not None:
+            candidates &= places // group == back[:, None] // group
+        gone, loss = _best(-cost, candidates)
         after = error - shift[rows, back] + shift[rows, gone]
         better = (after.sign() == sign[:, 0]) & (after.abs() < error.abs())
         active &= better & gain.isfinite() & loss.isfinite()

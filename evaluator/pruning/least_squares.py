@@ -15,7 +15,9 @@ Source: optimal brain surgeon in its structured form, ZipLM (arXiv 2302.04089, e
 import torch
 from torch import Tensor
 
-DAMPING = 0.01
+# Of 0.01, 0.1 and 1, on self-generated text, 0.1 came out best on other text (WikiText-2 and C4) by 0.5 % of the
+# perplexity, and no worse on its own.
+DAMPING = 0.1
 
 
 def damped(second_moments: Tensor, damping: float = DAMPING) -> Tensor:
@@ -25,13 +27,16 @@ def damped(second_moments: Tensor, damping: float = DAMPING) -> Tensor:
     return result
 
 
-def removal_order(weight: Tensor, second_moments: Tensor, size: int = 1, damping: float = DAMPING) -> Tensor:
+def removal_order(
+    weight: Tensor, second_moments: Tensor, size: int = 1, at_once: int = 1, damping: float = DAMPING
+) -> Tensor:
     """Return structures in the order in which they are best removed, each choice after correcting for those before.
 
     Args:
         weight: (out_features, in_features).
         second_moments: (in_features, in_features) X'X.
         size: columns of a structure, adjacent; in_features is a multiple of it.
+        at_once: structures removed between two corrections; more is faster and coarser.
         damping: share of the mean diagonal that is added to the diagonal.
 
     Returns:
@@ -41,34 +46,34 @@ def removal_order(weight: Tensor, second_moments: Tensor, size: int = 1, damping
     current = weight.double().clone()
     count = weight.shape[1] // size
     alive = torch.ones(count, dtype=torch.bool, device=weight.device)
-    order = []
-    for _ in range(count):
+    order: list[int] = []
+    while len(order) < count:
         scores = _scores(current, inverse, size).masked_fill(~alive, torch.inf)
-        chosen = int(scores.argmin())
-        columns = slice(chosen * size, (chosen + 1) * size)
-        gain = torch.linalg.solve(inverse[columns, columns], inverse[columns])  # (size, in_features)
+        chosen = scores.topk(min(at_once, count - len(order)), largest=False).indices
+        columns = (chosen[:, None] * size + torch.arange(size, device=chosen.device)).flatten()
+        gain = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])  # (columns, in_features)
         current -= current[:, columns] @ gain
         inverse -= inverse[:, columns] @ gain
         # Exactly gone, and harmless in later scores.
         current[:, columns] = 0
         inverse[columns] = 0
         inverse[:, columns] = 0
-        inverse[columns, columns] = torch.eye(size, dtype=inverse.dtype, device=inverse.device)
+        inverse[columns, columns] = 1
         alive[chosen] = False
-        order.append(chosen)
+        order += chosen.tolist()
     return torch.tensor(order, device=weight.device)
 
 
 def _scores(weight: Tensor, inverse: Tensor, size: int) -> Tensor:
     """Return (structures,) errors."""
     if size == 1:
-        return weight.square().sum(dim=0) / inverse.diagonal()
+        return torch.div(weight.square().sum(dim=0), inverse.diagonal())
     count = weight.shape[1] // size
-    blocks = (
-        inverse.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    )  # (structures, size, size)
+    # (structures, size, size)
+    blocks = inverse.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     own = weight.view(-1, count, size).permute(1, 2, 0)  # (structures, size, out_features)
-    return (own * torch.linalg.solve(blocks, own)).sum(dim=(1, 2))
+    scores: Tensor = (own * torch.linalg.solve(blocks, own)).sum(dim=(1, 2))
+    return scores
 
 
 def resolve(weight: Tensor, second_moments: Tensor, kept: Tensor, damping: float = DAMPING) -> Tensor:

@@ -3,10 +3,12 @@
 The oldest criterion and the baseline of all others: it knows nothing of the inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
+
+from evaluator.pruning.structures import StructureScores, totals
+from space import Layout
 
 
 def weight_scores(weight: Tensor) -> Tensor:
@@ -14,17 +16,12 @@ def weight_scores(weight: Tensor) -> Tensor:
     return weight.float().abs()
 
 
-def structure_scores(readers: Sequence[Tensor], writers: Sequence[Tensor], structures: int) -> Tensor:
-    """Score channels or KV groups.
+def structure_scores(weights: Mapping[str, Tensor], layout: Layout) -> StructureScores:
+    """Score channels and KV groups.
 
     Args:
-        readers: projections whose columns belong to the structures, (out_features, structures * columns of each).
-        writers: projections whose rows do, (structures * rows of each, in_features).
-        structures: how many.
-
-    Returns:
-        (structures,), float32.
+        weights: (out_features, in_features) of every projection of a layer, by its path.
+        layout: the model's sizes.
     """
-    parts = [weight.float().square().sum(dim=0).view(structures, -1).sum(dim=1) for weight in readers]
-    parts += [weight.float().square().sum(dim=1).view(structures, -1).sum(dim=1) for weight in writers]
-    return torch.stack(parts).sum(dim=0).sqrt()
+    squared = totals({path: weight.float().square() for path, weight in weights.items()}, layout)
+    return StructureScores(squared.channels.sqrt(), squared.groups.sqrt())

@@ -5,8 +5,10 @@ import copy
 import torch
 
 from evaluator import DenseModel, Evaluator, PairStore, Texts
-from evaluator.pruning import Surgeon, gather_input_norms
-from space import Architecture
+from evaluator.pruning import Levels, Surgeon, gather_gradients, gather_statistics
+from evaluator.pruning.criteria import moments_for, needs_gradients
+from evaluator.pruning.statistics import LayerStatistics
+from space import Architecture, Criterion
 from tests.pico import pico_tokens
 
 
@@ -17,18 +19,30 @@ def random_texts(sequences: int = 4, length: int = 32) -> Texts:
     return Texts(tokens, dict.fromkeys(names, "random"))
 
 
-def make_evaluator(dense: DenseModel, folder, texts: Texts | None = None, **more) -> Evaluator:
-    """Return an evaluator of a model on random text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return Evaluator(dense, texts or random_texts(), PairStore(folder / "pairs.db"), **more)
+def make_evaluator(dense: DenseModel, place, texts: Texts | None = None, **more) -> Evaluator:
+    """Return an evaluator of a model on random text, with its store in a folder."""
+    place.mkdir(parents=True, exist_ok=True)
+    return Evaluator(dense, texts or random_texts(), PairStore(place / "pairs.db"), **more)
 
 
-def make_surgeon(dense: DenseModel) -> Surgeon:
+SLICING = Criterion(update="none")
+
+
+def make_surgeon(dense: DenseModel, criterion: Criterion = SLICING, levels: Levels | None = None) -> Surgeon:
     """Return a surgeon of a model, calibrated on random text."""
-    batches = [pico_tokens(4, 32, 7)]
-    return Surgeon(
-        dense.layers, dense.layout, gather_input_norms(dense.decoder, dense.layers, dense.layout.record, batches)
-    )
+    layout = dense.layout.pruned_by(criterion)
+    return Surgeon(dense.layers, layout, make_statistics(dense, criterion), criterion, levels)
+
+
+def make_statistics(dense: DenseModel, criterion: Criterion) -> list[LayerStatistics]:
+    """Return what a criterion needs to know of a model on random text."""
+    tokens = pico_tokens(4, 32, 7)
+    family = dense.layout.record
+    found = list(gather_statistics(dense.decoder, dense.layers, family, [tokens], moments_for(criterion)))
+    if not needs_gradients(criterion):
+        return found
+    scores = gather_gradients(dense.model, dense.layers, dense.layout, tokens.split(1))
+    return [LayerStatistics(each.inputs, each.influence, own) for each, own in zip(found, scores, strict=True)]
 
 
 def logits_of(model, tokens: torch.Tensor | None = None) -> torch.Tensor:

@@ -12,8 +12,8 @@ from evaluator import open_model
 from evaluator.accuracy import TAIL_DRAWS, TOP_K, TokenScores, _choose, make_reference, score_tokens
 from evaluator.measurement import Measurement, Protocol, difference
 from evaluator.texts import tokenise
-from space import Architecture, ArchitectureError, MeasurementError, SettingError
-from tests.evaluator.pieces import logits_of, make_evaluator, make_surgeon, mixed
+from space import Architecture, ArchitectureError, Criterion, MeasurementError, RunFolderError, SettingError
+from tests.evaluator.pieces import logits_of, make_evaluator, make_surgeon, mixed, random_texts
 from tests.pico import pico_tokens
 
 PROTOCOL = Protocol("weights", "text", "file.txt", "search", 100, 26, "wanda", "calibration", "float32")
@@ -216,27 +216,49 @@ def test_nothing_is_measured_when_one_architecture_does_not_fit(pico, tmp_path):
     assert judge.store.tokens_measured() == 0
 
 
-def test_statistics_are_taken_from_the_file_that_fits(pico_folder, tmp_path):
-    file = tmp_path / "statistics.safetensors"
-
+def test_statistics_are_taken_from_the_folder_that_fits(pico_folder, tmp_path):
     def statistics(told, **more):
         dense = open_model(str(pico_folder), dtype="float32")
-        judge = make_evaluator(dense, tmp_path, statistics_file=file, progress=told.append, **more)
-        return judge.surgeon._norms
+        judge = make_evaluator(dense, tmp_path, folder=tmp_path / "prepared", progress=told.append, **more)
+        return judge.surgeon._statistics
 
     first_told, second_told = [], []
     first, second = statistics(first_told), statistics(second_told)
-    assert sum(first_told) == 128
+    assert sum(first_told) == 6
     assert second_told == []
-    assert [set(layer) for layer in first] == [set(layer) for layer in second]
-    assert all(torch.equal(first[i][path], second[i][path]) for i in range(6) for path in first[i])
-    from tests.evaluator.pieces import random_texts
-
+    for one, other in zip(first, second, strict=True):
+        assert one.influence == other.influence
+        assert one.inputs.keys() == other.inputs.keys()
+        for path, inputs in one.inputs.items():
+            assert torch.equal(inputs.norms, other.inputs[path].norms)
+        assert torch.equal(one.inputs["mlp.down_proj"].moments, other.inputs["mlp.down_proj"].moments)
     other_told: list[int] = []
     statistics(other_told, texts=random_texts(3))
-    assert sum(other_told) == 96  # another calibration text: computed anew
+    assert sum(other_told) == 6  # another calibration text: computed anew
+    statistics(other_told, texts=random_texts(3), criterion=Criterion(widths="taylor"))
+    assert sum(other_told) == 12  # and another criterion that needs more
+    assert len(list((tmp_path / "prepared" / "statistics").iterdir())) == 6
 
 
-def test_unknown_criterion(pico, tmp_path):
-    with pytest.raises(SettingError, match="criterion must be one of wanda, but is 'guess'"):
-        make_evaluator(pico, tmp_path, criterion="guess")
+def test_damaged_statistics_are_told(pico_folder, tmp_path):
+    dense = open_model(str(pico_folder), dtype="float32")
+    make_evaluator(dense, tmp_path, folder=tmp_path / "prepared")
+    file = tmp_path / "prepared" / "statistics" / "layer-002.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RunFolderError, match=r"statistics/layer-002.safetensors must be intact, .* delete the folder"):
+        make_evaluator(dense, tmp_path, folder=tmp_path / "prepared")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("widths", "guess", "criterion.widths must be one of magnitude, wanda, .*, but is 'guess'"),
+        ("weights", "taylor", "criterion.weights must be one of magnitude, wanda, .*, but is 'taylor'"),
+        ("update", "tuning", "criterion.update must be one of none, bias, least_squares, but is 'tuning'"),
+        ("pattern", "4:2", "criterion.pattern must be N:M with 0 < N < M, but is '4:2'"),
+        ("pattern", "half", "criterion.pattern must be N:M with 0 < N < M, but is 'half'"),
+    ],
+)
+def test_unknown_criterion(field, value, message):
+    with pytest.raises(SettingError, match=message):
+        Criterion(**{field: value})

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config
+from transformers import BloomConfig
 
 from evaluator import builtin, choose_dtype, hash_weights, open_model
 from space import FamilyError, ModelError
@@ -62,7 +62,7 @@ def no_config(tmp_path, pico_folder):
 
 
 def other_family(tmp_path, pico_folder):
-    GPT2Config(n_layer=1, n_head=2, n_embd=16).save_pretrained(tmp_path)
+    BloomConfig(n_layer=1, n_head=2, hidden_size=16).save_pretrained(tmp_path)
     return str(tmp_path)
 
 
@@ -116,7 +116,11 @@ def damaged_gguf(tmp_path, pico_folder):
         (no_model, ModelError, "must be a folder with a config.json, .* is none of these; check the path"),
         (no_id, ModelError, "'nobody/no-such-model' could not be opened .*check the name, or the network for an id"),
         (no_config, ModelError, "must hold a config.json, but .* does not; give the folder that does"),
-        (other_family, FamilyError, "family must be one of llama, but this model's is 'gpt2'; .*choose another model"),
+        (
+            other_family,
+            FamilyError,
+            "family must be one of gemma2, .*, but this model's is 'bloom'; .*choose another model",
+        ),
         (damaged_weights, ModelError, "could not be opened"),
         (damaged_config, ModelError, "could not be opened"),
         (no_weights, ModelError, "could not be opened"),

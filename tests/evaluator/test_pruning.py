@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evaluator.pruning import wanda
-from evaluator.pruning.statistics import gather_input_norms
+from evaluator.pruning.statistics import gather_statistics
 from space import Architecture, ArchitectureError, LayerArchitecture, cost_of
 from space.cost import fixed_cost, zeros_per_row
 from tests.evaluator.pieces import dense_copy, logits_of, make_surgeon, mixed
@@ -60,23 +60,39 @@ def test_every_row_has_exactly_the_zeros_that_its_cost_counts(rows, columns, spa
             assert row[~kept].max() <= row[kept].min()
 
 
-def test_input_norms_are_those_of_the_projections_inputs(pico):
+def test_statistics_are_those_of_the_projections_inputs(pico):
     tokens = pico_tokens(4, 16, 3)
-    seen = []
-    handle = pico.layers[2].mlp.down_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    seen, streams = [], []
+    layer = pico.layers[2]
+    handles = [
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])),
+        layer.register_forward_hook(lambda _, inputs, output: streams.append((inputs[0], output))),
+    ]
     logits_of(pico.model, tokens)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     told = []
-    norms = gather_input_norms(pico.decoder, pico.layers, pico.layout.record, tokens.split(2), told.append)
-    assert norms.tokens == 64
-    assert told == [32, 32]
-    expected = seen[0].flatten(0, 1).norm(dim=0)
-    torch.testing.assert_close(norms.norms[2]["mlp.down_proj"], expected)
+    family = pico.layout.record
+    found = list(gather_statistics(pico.decoder, pico.layers, family, tokens.split(2), "structures", told.append))
+    assert told == [1] * 6
+    inputs, features = found[2].inputs["mlp.down_proj"], seen[0].flatten(0, 1)
+    assert inputs.tokens == 64
+    torch.testing.assert_close(inputs.norms, features.norm(dim=0))
+    torch.testing.assert_close(inputs.mean, features.mean(dim=0))
+    torch.testing.assert_close(inputs.variance, features.var(dim=0, correction=0))
+    torch.testing.assert_close(inputs.second_moments, features.T @ features)
+    assert found[2].inputs["self_attn.q_proj"].second_moments is None
+    assert found[2].inputs["self_attn.q_proj"] is found[2].inputs["self_attn.v_proj"]
+    [(before, after)] = streams
+    cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1).mean()
+    assert found[2].influence == pytest.approx(1 - float(cosine), abs=1e-6)
+    chosen = inputs.select(torch.tensor([3, 5]))
+    torch.testing.assert_close(chosen.second_moments, features[:, [3, 5]].T @ features[:, [3, 5]])
 
 
 def test_slicing_channels_equals_masking_them(pico):
     reference, surgeon = dense_copy(pico), make_surgeon(pico)
-    kept = wanda.kept(surgeon._channel_scores[3], 20)
+    kept = surgeon.kept_channels(3, 20)
     gone = [channel for channel in range(pico.layout.mlp_width) if channel not in kept]
     reference.model.layers[3].mlp.down_proj.weight.data[:, gone] = 0
     surgeon.install(Architecture.dense(pico.layout).replace(3, mlp_width=20))
@@ -87,7 +103,7 @@ def test_slicing_channels_equals_masking_them(pico):
 def test_slicing_kv_groups_equals_masking_their_heads(pico):
     reference, surgeon = dense_copy(pico), make_surgeon(pico)
     layout = pico.layout
-    kept = wanda.kept(surgeon._group_scores[2], 2)
+    kept = surgeon.kept_groups(2, 2)
     size = layout.heads_per_group * layout.head_dim
     for group in set(range(layout.kv_groups)) - set(kept.tolist()):
         reference.model.layers[2].self_attn.o_proj.weight.data[:, group * size : (group + 1) * size] = 0
@@ -148,7 +164,7 @@ def test_widths_and_sparsity_at_once(pico):
     assert narrow.o_proj.weight.shape == (32, 16)  # not the mask of the wider one from the cache
     assert (narrow.o_proj.weight == 0).sum(dim=1).tolist() == [8] * 32
     # Masks of what is kept: each kept weight is a dense one, in the kept columns.
-    kept = wanda.kept(surgeon._group_scores[1], 2)
+    kept = surgeon.kept_groups(1, 2)
     columns = (kept[:, None] * 8 + torch.arange(8)).flatten()
     dense = surgeon._dense[1]["self_attn.o_proj"].weight[:, columns]
     alive = narrow.o_proj.weight != 0

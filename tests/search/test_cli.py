@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import GPT2Config
+from transformers import BloomConfig
 
 from predictor import AccuracyPredictor
 from search.folder import RunFolder
@@ -156,7 +156,7 @@ def missing_model(tmp_path):
 
 
 def unknown_family(tmp_path):
-    GPT2Config(n_layer=1, n_head=2, n_embd=16).save_pretrained(tmp_path / "gpt2")
+    BloomConfig(n_layer=1, n_head=2, hidden_size=16).save_pretrained(tmp_path / "gpt2")
     return ["--model", tmp_path / "gpt2"]
 
 
@@ -191,7 +191,7 @@ def long_sequences(_):
 
 RUN_REFUSALS = [
     (missing_model, "none of these; check the path"),
-    (unknown_family, "family must be one of llama, but this model's is 'gpt2'"),
+    (unknown_family, "but this model's is 'bloom'"),
     (impossible_budget, "raise the budget"),
     (unreadable_budget, "write for example parameters=0.8"),
     (unknown_setting, "but 'search.speed' is none of them; remove or rename it"),
@@ -267,7 +267,7 @@ DAMAGES = [
     (overwrite("best.json", b"{}"), ["predict", "report", "export"]),
     (remove("best.json"), ["predict", "report", "export"]),
     (truncate("texts.safetensors"), ["measure", "export"]),
-    (truncate("statistics.safetensors"), ["measure", "export"]),
+    (truncate("prepared/statistics/layer-001.safetensors"), ["measure", "export"]),
     (remove("texts.safetensors"), ["measure", "export"]),
     (truncate("measurements.db"), ["measure", "fit", "report"]),
     (overwrite("measurements.db", b"no database at all" * 100), ["measure", "fit", "report"]),
@@ -301,7 +301,7 @@ UNFINISHED = [
     overwrite("layout.json", b"{"),
     other_weights,
     truncate("texts.safetensors"),
-    truncate("statistics.safetensors"),
+    truncate("prepared/statistics/layer-001.safetensors"),
     truncate("measurements.db"),
     newer_store,
     overwrite("study.db", b"no database at all" * 100),

@@ -1,6 +1,7 @@
 """The whole way on a real, small model: from its weights to an export, once and again."""
 
 import json
+import shutil
 import sqlite3
 
 import optuna
@@ -66,13 +67,21 @@ def test_best_json_has_its_papers(best):
     assert told["standard_error"] > 0 < told["tokens"]
     assert {"dense", "uniform", "best_random"} <= set(best["baselines"])
     protocols = set()
-    for model in (best, *best["baselines"].values()):
+    baselines = dict(best["baselines"])
+    plain = {name: baselines.pop(name) for name in list(baselines) if name.endswith("_no_update")}
+    for model in (best, *baselines.values()):
         assert set(model["measured"]) == {"search", "validate", "report"}
         for measured in model["measured"].values():
             assert measured["perplexity"] > 1
             assert measured["perplexity_standard_error"] > 0 < measured["tokens"]
             protocols.add(measured["protocol"])
     assert len(protocols) == 3  # one a split, the same for all models
+    assert set(plain) == {"uniform_no_update", "uniform_whole_ends_no_update"}
+    for name, model in plain.items():
+        updated = baselines[name.removesuffix("_no_update")]
+        assert model["architecture"] == updated["architecture"]
+        assert model["measured"]["report"]["protocol"] not in protocols
+        assert model["measured"]["report"]["kl"] > updated["measured"]["report"]["kl"]
     environment = best["environment"]
     assert environment["dtype"] == "float32"
     assert all(environment[name] for name in ("python", "torch", "transformers", "optuna", "threads"))
@@ -163,8 +172,9 @@ def never(*_):
 
 def test_a_run_without_its_last_file_is_finished_from_its_pairs(finished_run, best, monkeypatch):
     pairs = pairs_of(finished_run)
-    for name in ("best.json", "report.html", "study.db", "statistics.safetensors"):
+    for name in ("best.json", "report.html", "study.db"):
         (finished_run / name).unlink()
+    shutil.rmtree(finished_run / "prepared")
     monkeypatch.setattr(Evaluator, "_measure", never)
     again = run_search(RunFolder(finished_run).config(), finished_run)
     assert pairs_of(finished_run) == pairs
