@@ -4,7 +4,7 @@ Owns the vocabulary that the other three packages share. Imports none of them, a
 that a question about an architecture needs no model.
 """
 
-from space.allocation import uniform_sparsity, uniform_widths, whole_ends
+from space.allocation import largest, uniform_sparsity, uniform_widths, whole_ends
 from space.architecture import GENES, Architecture, LayerArchitecture, genes_of
 from space.cost import METRICS, Budget, Cost, cost_of
 from space.criterion import Criterion, Update, Weights, Widths
@@ -60,6 +60,7 @@ __all__ = [
     "family_of",
     "genes_of",
     "land",
+    "largest",
     "sample",
     "uniform_sparsity",
     "uniform_widths",

@@ -35,8 +35,7 @@ def uniform_widths(layout: Layout, budgets: Sequence[Budget], whole: Collection[
         BudgetError: the budgets cannot be met while those layers stay whole.
     """
 
-    def candidate(step: int) -> Architecture:
-        share = step / _STEPS
+    def candidate(share: float) -> Architecture:
         # The upper half of the scale cuts the MLP alone from dense to half; the lower half cuts both to nothing.
         if share >= _MLP_ALONE:
             cut = LayerArchitecture(layout.kv_groups, round(layout.mlp_width * share))
@@ -45,14 +44,14 @@ def uniform_widths(layout: Layout, budgets: Sequence[Budget], whole: Collection[
             cut = LayerArchitecture(groups, round(layout.mlp_width * share))
         return _with_whole(layout, cut, whole)
 
-    groups_kept = min(layer.kv_groups for layer in _largest(layout, budgets, candidate).layers)
+    groups_kept = min(layer.kv_groups for layer in largest(layout, budgets, candidate).layers)
 
-    def filled(step: int) -> Architecture:
-        cut = LayerArchitecture(groups_kept, round(layout.mlp_width * step / _STEPS))
+    def filled(share: float) -> Architecture:
+        cut = LayerArchitecture(groups_kept, round(layout.mlp_width * share))
         return _with_whole(layout, cut, whole)
 
     # A KV group is a large step; the MLP takes what the next group would have been too much for.
-    return _largest(layout, budgets, filled)
+    return largest(layout, budgets, filled)
 
 
 def uniform_sparsity(layout: Layout, budgets: Sequence[Budget], whole: Collection[int] = ()) -> Architecture:
@@ -67,11 +66,11 @@ def uniform_sparsity(layout: Layout, budgets: Sequence[Budget], whole: Collectio
         BudgetError: the budgets cannot be met while those layers stay whole.
     """
 
-    def candidate(step: int) -> Architecture:
-        sparsity = min(1 - step / _STEPS, 0.9999)
+    def candidate(share: float) -> Architecture:
+        sparsity = min(1 - share, 0.9999)
         return _with_whole(layout, LayerArchitecture(layout.kv_groups, layout.mlp_width, sparsity, sparsity), whole)
 
-    return _largest(layout, budgets, candidate)
+    return largest(layout, budgets, candidate)
 
 
 def _with_whole(layout: Layout, cut: LayerArchitecture, whole: Collection[int]) -> Architecture:
@@ -79,11 +78,21 @@ def _with_whole(layout: Layout, cut: LayerArchitecture, whole: Collection[int]) 
     return Architecture(tuple(dense if index in whole else cut for index in range(layout.layers)))
 
 
-def _largest(layout: Layout, budgets: Sequence[Budget], candidate: Callable[[int], Architecture]) -> Architecture:
+def largest(layout: Layout, budgets: Sequence[Budget], candidate: Callable[[float], Architecture]) -> Architecture:
+    """Return the largest of a family of architectures within the budgets.
+
+    Args:
+        layout: the dense model.
+        budgets: upper limits, all of which must hold.
+        candidate: from a share between 0 and 1 to an architecture that costs no less for a higher share.
+
+    Raises:
+        BudgetError: none of them meets the budgets.
+    """
     dense = cost_of(layout, Architecture.dense(layout))
 
     def fits(step: int) -> bool:
-        cost = cost_of(layout, candidate(step))
+        cost = cost_of(layout, candidate(step / _STEPS))
         return all(getattr(cost, budget.metric) <= budget.limit(dense) for budget in budgets)
 
     if not fits(0):
@@ -93,8 +102,8 @@ def _largest(layout: Layout, budgets: Sequence[Budget], candidate: Callable[[int
         )
     low, high = 0, _STEPS  # `low` fits always, `high` is dense
     if fits(high):
-        return candidate(high)
+        return candidate(1.0)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return candidate(low)
+    return candidate(low / _STEPS)

@@ -65,14 +65,14 @@ class Surgeon:
         self.criterion = criterion or Criterion()
         self.installed = Architecture.dense(layout)
         self._layers = layers
-        self._statistics = statistics
+        self.statistics = statistics
         self._levels = levels or Levels()
         self._dense = [self._remember(layer) for layer in layers]
         self._modules = [self._remember_modules(layer) for layer in layers]
         attentions: list[Any] = [layer.get_submodule(self.family.attention) for layer in layers]
         self._configs = [attention.config for attention in attentions]
         self._group_rows, self._channel_rows = attention_rows(layout), mlp_rows(layout)
-        self._scores = [self._score(index) for index in range(layout.layers)]
+        self.scores = [self._score(index) for index in range(layout.layers)]
 
     def install(self, architecture: Architecture) -> None:
         """Make the model in memory that of an architecture.
@@ -112,11 +112,15 @@ class Surgeon:
 
     def kept_groups(self, index: int, count: int) -> Tensor:
         """Return the KV groups that a layer keeps, ascending."""
-        return wanda.kept(self._scores[index].groups, count)
+        return wanda.kept(self.scores[index].groups, count)
 
     def kept_channels(self, index: int, count: int) -> Tensor:
         """Return the MLP channels that a layer keeps, ascending."""
-        return wanda.kept(self._scores[index].channels, count)
+        return wanda.kept(self.scores[index].channels, count)
+
+    def dense_weight(self, index: int, path: str) -> Tensor:
+        """Return a projection's dense weight (out_features, in_features), whatever is installed."""
+        return self._dense[index][path].weight
 
     def _remember(self, layer: nn.Module) -> dict[str, _Projection]:
         found = {}
@@ -132,7 +136,7 @@ class Surgeon:
 
     def _score(self, index: int) -> StructureScores:
         weights = {path: dense.weight for path, dense in self._dense[index].items()}
-        return structure_scores(self.criterion, weights, self._statistics[index], self.layout)
+        return structure_scores(self.criterion, weights, self.statistics[index], self.layout)
 
     def _install_attention(self, index: int, target: LayerArchitecture) -> None:
         layout = self.layout
@@ -175,7 +179,7 @@ class Surgeon:
         def make() -> Level:
             weight = dense.weight if rows is None else dense.weight.index_select(0, rows)
             if sparsity > 0:
-                weight = thin(self.criterion, weight, self._statistics[index].inputs[path], sparsity)
+                weight = thin(self.criterion, weight, self.statistics[index].inputs[path], sparsity)
             level = {"weight": weight}
             if dense.bias is not None:
                 level["bias"] = dense.bias if rows is None else dense.bias.index_select(0, rows)
@@ -190,7 +194,7 @@ class Surgeon:
 
         def make() -> Level:
             # What is only sliced needs no statistics, which may lie on the disk.
-            inputs = self._statistics[index].inputs[path] if sparsity > 0 or self.criterion.update != "none" else None
+            inputs = self.statistics[index].inputs[path] if sparsity > 0 or self.criterion.update != "none" else None
             weight, bias = dense.weight, dense.bias
             if kept is not None:
                 columns = columns_of(kept, weight.shape[1], structures)

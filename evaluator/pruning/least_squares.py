@@ -8,6 +8,8 @@
 | trace(W[:, G] inverse(inverse(H)[G, G]) W[:, G]') | error of removing G after the best correction of the rest |
 | W H[:, K] inverse(H[K, K]) | weights of the kept columns K that keep the outputs nearest to the dense ones |
 
+The damping draws the solution towards the dense weights of the kept columns, not towards 0, since both sides have it.
+
 Source: optimal brain surgeon in its structured form, ZipLM (arXiv 2302.04089, equations 3 and 4) and SlimGPT (arXiv
 2412.18110). The order of removal is found once; each level is then one solve.
 """

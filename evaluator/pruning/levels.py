@@ -84,12 +84,16 @@ class Levels:
     def _write(self, key: str, level: Level) -> None:
         file = self._file(key)
         if file is None or self._disk + _bytes(level) > self._limits[1]:
-            return
+            return  # before anything is written, which takes its time
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(".partial")
         save_file({name: tensor.cpu().contiguous() for name, tensor in level.items()}, beside)
+        size = beside.stat().st_size
+        if self._disk + size > self._limits[1]:
+            beside.unlink()
+            return
         beside.replace(file)
-        self._disk += file.stat().st_size
+        self._disk += size
 
 
 def _bytes(level: Level) -> int:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from evaluator import SELF, DenseModel, SplitSizes, open_model, prepare_texts
 from evaluator.accuracy import TOP_K, _logits, make_reference, score_tokens
-from evaluator.pruning import Surgeon, gather_input_norms
+from evaluator.pruning import Surgeon, gather_statistics
 from evaluator.texts import tokenise
-from space import Architecture, Budget, uniform_widths, whole_ends
+from space import Architecture, Budget, Criterion, uniform_widths, whole_ends
 from tests.benchmarks.record import DATA, ROOT, arguments, finish
 
 
@@ -29,8 +29,9 @@ def main() -> None:
     cache = ROOT / "runs" / "benchmark-divergence"
     sizes = SplitSizes(calibrate=32, search=1, validate=1, report=4)
     own = prepare_texts(dense, SELF, sizes, options.seed, cache).tokens
-    norms = gather_input_norms(dense.decoder, dense.layers, dense.layout.record, own["calibrate"].split(8))
-    surgeon = Surgeon(dense.layers, dense.layout, norms)
+    batches = own["calibrate"].split(8)
+    statistics = list(gather_statistics(dense.decoder, list(dense.layers), dense.layout.record, batches))
+    surgeon = Surgeon(dense.layers, dense.layout, statistics, Criterion(update="none"))
     rows = [row for text, tokens in (("self", own["report"]), ("wikitext2_valid", wikitext))
             for row in _compare(dense, surgeon, text, tokens)]  # fmt: skip
     pruned = [row for row in rows if row["architecture"] != "one_channel_less"]

@@ -40,7 +40,13 @@ def main() -> None:
     tokens = {"calibrate": texts.tokens["calibrate"], "search": texts.tokens["validate"][:SEQUENCES]}
     tokens |= {split: _spread(tokenise(dense, str(DATA / "text" / file)), length) for split, file in OTHERS.items()}
     sources = {"calibrate": "self-generated", "search": "self-generated, the run's validation text", **OTHERS}
-    judge = Evaluator(dense, Texts(tokens, sources), PairStore(run.path / "transfer.db"), criterion=config.criterion)
+    judge = Evaluator(
+        dense,
+        Texts(tokens, sources),
+        PairStore(run.path / "transfer.db"),
+        criterion=config.criterion.criterion,
+        folder=run.prepared,
+    )
     kinds = _kinds(run, best, EACH if not options.quick else 2)
     rows = {
         source: _compare(judge, split, kinds)

@@ -220,7 +220,7 @@ def test_statistics_are_taken_from_the_folder_that_fits(pico_folder, tmp_path):
     def statistics(told, **more):
         dense = open_model(str(pico_folder), dtype="float32")
         judge = make_evaluator(dense, tmp_path, folder=tmp_path / "prepared", progress=told.append, **more)
-        return judge.surgeon._statistics
+        return judge.surgeon.statistics
 
     first_told, second_told = [], []
     first, second = statistics(first_told), statistics(second_told)

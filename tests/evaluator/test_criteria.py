@@ -1,5 +1,6 @@
 """Each criterion's mathematics, by hand and against an independent computation."""
 
+import copy
 import math
 
 import numpy as np
@@ -8,20 +9,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluator import open_model
 from evaluator.pruning import (
+    InputStatistics,
     activation,
+    criteria,
     depth,
     dsnot,
     flap,
+    gather_gradients,
     least_squares,
     magnitude,
     owl,
     patterns,
+    projections,
     sparsegpt,
     taylor,
     wanda,
 )
-from space.cost import zeros_per_row
+from evaluator.pruning.structures import oriented, totals
+from space import Criterion, SettingError
+from space.cost import mlp_cost, zeros_per_row
+from tests.pico import PICOS, pico_tokens, save_pico_of
 
 WEIGHT = torch.tensor([[1.0, -2.0, 3.0, -4.0], [4.0, 3.0, -2.0, 1.0]])
 
@@ -240,3 +249,137 @@ class TestOwl:
         assert found.mean() == pytest.approx(target)
         assert np.ptp(found) <= 2 * owl.SPREAD + 1e-9
         assert (np.diff(found[np.argsort(shares)]) <= 1e-12).all()
+
+
+def statistics_of(inputs):
+    return InputStatistics(len(inputs), inputs.sum(dim=0), inputs.square().sum(dim=0), inputs.T @ inputs)
+
+
+class TestNarrow:
+    def test_least_squares_is_numpys_on_the_calibration_set(self):
+        weight, inputs = layer(5)
+        kept = torch.tensor([0, 3, 4, 8, 15, 16, 23, 30, 39])
+        narrowed, bias = criteria.narrow(Criterion(), weight, statistics_of(inputs), kept)
+        outputs = (inputs @ weight.T).double().numpy()
+        expected = np.linalg.lstsq(inputs[:, kept].double().numpy(), outputs, rcond=None)[0]
+        assert bias is None
+        moments = inputs.T @ inputs
+        exact, default, much = (least_squares.resolve(weight, moments, kept, each) for each in (0.0, 0.1, 1e6))
+        np.testing.assert_allclose(exact.numpy(), expected.T, atol=2e-3)
+        assert torch.equal(narrowed, default)
+        # Damping draws towards the dense weights.
+        torch.testing.assert_close(much, weight[:, kept], atol=1e-3, rtol=1e-3)
+        assert (default - weight[:, kept]).norm() < (exact - weight[:, kept]).norm()
+
+    def test_a_bias_gives_back_the_mean_output(self):
+        weight, inputs = layer(6)
+        kept = torch.arange(0, 40, 2)
+        narrowed, bias = criteria.narrow(Criterion(update="bias"), weight, statistics_of(inputs + 1), kept)
+        assert torch.equal(narrowed, weight[:, kept])
+        mean = ((inputs + 1)[:, kept] @ narrowed.T + bias).mean(dim=0)
+        torch.testing.assert_close(mean, ((inputs + 1) @ weight.T).mean(dim=0), atol=1e-3, rtol=1e-3)
+
+    def test_nothing_is_done_without_an_update(self):
+        weight, _ = layer(7)
+        narrowed, bias = criteria.narrow(Criterion(update="none"), weight, None, torch.tensor([1, 2]))
+        assert torch.equal(narrowed, weight[:, 1:3])
+        assert bias is None
+
+
+@pytest.mark.parametrize("weights", ["magnitude", "wanda", "sparsegpt", "dsnot", "dsnot-sparsegpt"])
+class TestThin:
+    @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.77])
+    def test_every_row_has_the_zeros_that_are_counted(self, weights, sparsity):
+        weight, inputs = layer(8)
+        thin = criteria.thin(Criterion(weights=weights), weight, statistics_of(inputs), sparsity)
+        assert (thin == 0).sum(dim=1).tolist() == [zeros_per_row(40, sparsity)] * 24
+        if weights != "sparsegpt":
+            assert torch.equal(thin[thin != 0], weight[thin != 0])
+
+    @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4"])
+    def test_patterns_hold(self, weights, pattern):
+        kept, group = map(int, pattern.split(":"))
+        weight, inputs = layer(9)
+        criterion = Criterion(weights=weights, pattern=pattern)
+        thin = criteria.thin(criterion, weight, statistics_of(inputs), 1 - kept / group)
+        assert ((thin != 0).view(24, -1, group).sum(dim=2) == kept).all()
+
+    def test_other_sparsities_than_the_patterns_are_refused(self, weights):
+        weight, inputs = layer(9)
+        criterion = Criterion(weights=weights, pattern="2:4")
+        with pytest.raises(SettingError, match=r"2:4 must meet a sparsity of 0\.5 on a multiple of 4 .* 0\.6 on 40"):
+            criteria.thin(criterion, weight, statistics_of(inputs), 0.6)
+        with pytest.raises(SettingError, match=r"but met 0\.5 on 39"):
+            criteria.thin(criterion, weight[:, :39], statistics_of(inputs[:, :39]), 0.5)
+
+
+def test_dsnot_makes_rows_means_better_than_its_start():
+    weight, inputs = layer(10)
+    inputs = inputs + 0.5
+    dense = (inputs @ weight.T).mean(dim=0)
+    errors = {}
+    for name in ("dsnot", "wanda"):
+        thin = criteria.thin(Criterion(weights=name), weight, statistics_of(inputs), 0.6)
+        errors[name] = float(((inputs @ thin.T).mean(dim=0) - dense).norm())
+    assert errors["dsnot"] < 0.5 * errors["wanda"]
+
+
+@pytest.mark.parametrize("kind", PICOS)
+def test_structures_take_with_them_what_their_cost_counts(kind, tmp_path):
+    dense = open_model(str(save_pico_of(kind, tmp_path)), dtype="float32")
+    layout = dense.layout
+    weights = {path: dense.layers[0].get_parameter(f"{path}.weight") for path in projections(layout.record)}
+    ones = {path: torch.ones_like(oriented(weight, layout)) for path, weight in weights.items()}
+    found = totals(ones, layout)
+    channel = mlp_cost(layout, 9).flops_per_token - mlp_cost(layout, 8).flops_per_token
+    assert found.channels.tolist() == [channel / 2] * layout.mlp_width
+    attention = sum(weight.numel() for path, weight in weights.items() if path.startswith(layout.record.attention))
+    assert found.groups.tolist() == [attention / layout.kv_groups] * layout.kv_groups
+
+
+def test_gradients_are_those_of_the_mean_loss(pico):
+    tokens = pico_tokens(3, 16, 1)
+    found = gather_gradients(pico.model, list(pico.layers), pico.layout, tokens.split(1))
+    assert not any(weight.requires_grad for weight in pico.model.parameters())
+    model = copy.deepcopy(pico.model).requires_grad_()
+    squares = 0.0
+    for row in tokens.split(1):
+        model.zero_grad()
+        model(row, labels=row).loss.backward()
+        mlp = model.model.layers[2].mlp
+        products = [mlp.down_proj.weight * mlp.down_proj.weight.grad] + [
+            (part.weight * part.weight.grad).T for part in (mlp.gate_proj, mlp.up_proj)
+        ]
+        squares = squares + sum(each.square().sum(dim=0) for each in products) / 3
+    torch.testing.assert_close(found[2]["fisher"].channels, squares.detach(), rtol=1e-4, atol=1e-9)
+    model.zero_grad()
+    model(tokens, labels=tokens).loss.backward()
+    attention = model.model.layers[4].self_attn
+    output = (attention.o_proj.weight * attention.o_proj.weight.grad).abs().sum(dim=0).view(4, -1).sum(dim=1)
+    rows = sum(
+        (part.weight * part.weight.grad).abs().sum(dim=1).view(4, -1).sum(dim=1)
+        for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    torch.testing.assert_close(found[4]["taylor"].groups, (output + rows).detach(), rtol=1e-4, atol=1e-8)
+
+
+def test_a_channels_gradient_agrees_with_finite_differences(pico):
+    # Scaling a channel's down projection by 1 - h changes the loss by -h sum(g w).
+    tokens, step = pico_tokens(2, 16, 2), 1e-2
+    model = copy.deepcopy(pico.model).double().requires_grad_()
+    down = model.model.layers[3].mlp.down_proj.weight
+
+    def loss():
+        logits = model(tokens).logits[:, :-1].flatten(0, 1)  # transformers' own loss is of float32
+        return torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
+
+    loss().backward()
+    for channel in (0, 20, 47):
+        expected = -float((down * down.grad)[:, channel].sum())
+        original = down.data.clone()
+        down.data[:, channel] = original[:, channel] * (1 - step)
+        lower = float(loss())
+        down.data[:, channel] = original[:, channel] * (1 + step)
+        change = (lower - float(loss())) / (2 * step)
+        down.data.copy_(original)
+        assert change == pytest.approx(expected, rel=5e-3, abs=1e-5)  # norms are of float32

@@ -1,0 +1,90 @@
+"""Prepared levels: made once, within bounds, and made again rather than trusted when damaged."""
+
+import time
+
+import pytest
+import torch
+
+from evaluator.pruning import levels as levels_module
+from evaluator.pruning.levels import Levels
+from space import Architecture, Criterion
+from tests.evaluator.pieces import logits_of, make_surgeon, mixed
+
+
+def maker(value, made, seconds=0.0):
+    def make():
+        made.append(value)
+        time.sleep(seconds)
+        return {"weight": torch.full((16,), float(value))}  # 64 bytes
+
+    return make
+
+
+def test_a_level_is_made_once():
+    store, made = Levels(), []
+    first = store.get("a", maker(1, made))
+    assert store.get("a", maker(2, made)) is first
+    assert made == [1]
+
+
+def test_the_least_recently_used_leave_when_memory_is_full():
+    store, made = Levels(memory_bytes=128), []
+    for key in ("a", "b", "a", "c"):  # a is younger than b when c comes
+        store.get(key, maker(key == "a", made))
+    made.clear()
+    for key in ("a", "c", "b"):
+        store.get(key, maker(0, made))
+    assert len(made) == 1
+    store.get("large", lambda: {"weight": torch.zeros(1000)})
+    made.clear()
+    store.get("b", maker(0, made))
+    assert made == []  # what does not fit pushes nothing out
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    monkeypatch.setattr(levels_module, "SLOW_SECONDS", 0.1)
+
+
+def test_slow_levels_outlive_the_process(tmp_path, slow):
+    made = []
+    Levels(tmp_path).get("a", maker(1, made, 0.15))
+    Levels(tmp_path).get("quick", maker(2, made))
+    again = Levels(tmp_path)
+    assert again.get("a", maker(3, made, 0.15))["weight"].tolist() == [1.0] * 16
+    again.get("quick", maker(4, made))
+    assert made == [1, 2, 4]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_folder_stays_within_its_bound(tmp_path, slow):
+    made = []
+    for process in range(2):
+        store = Levels(tmp_path, disk_bytes=400)
+        for key in range(4):
+            store.get(f"{process} {key}", maker(1, made, 0.15))
+    assert 0 < sum(file.stat().st_size for file in tmp_path.iterdir()) <= 400
+
+
+def test_a_damaged_level_is_made_again(tmp_path, slow):
+    made = []
+    Levels(tmp_path).get("a", maker(1, made, 0.15))
+    [file] = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-10])
+    assert Levels(tmp_path).get("a", maker(2, made, 0.15))["weight"].tolist() == [2.0] * 16
+    assert Levels(tmp_path).get("a", maker(3, made, 0.15))["weight"].tolist() == [2.0] * 16
+
+
+@pytest.mark.parametrize("criterion", [Criterion(), Criterion(weights="sparsegpt")], ids=str)
+def test_what_was_prepared_is_not_computed_again(pico, criterion, monkeypatch):
+    surgeon = make_surgeon(pico, criterion)
+    before, told = logits_of(pico.model), []
+    surgeon.prepare([mixed(pico)], told.append)
+    assert told == [1] * 6
+    assert torch.equal(logits_of(pico.model), before)
+    assert surgeon.installed == Architecture.dense(pico.layout)
+    for name in ("narrow", "thin"):
+        monkeypatch.setattr(f"evaluator.pruning.apply.{name}", lambda *_: pytest.fail("computed again"))
+    surgeon.install(mixed(pico))
+    surgeon.restore()
+    assert torch.equal(logits_of(pico.model), before)
