@@ -64,9 +64,14 @@ def _run(model: str, source: str, report: Path, seed: int, folder: Path, extra: 
     return {
         "figures": {
             **{f"perplexity_{name}": round(value, 3) for name, value in perplexity.items()},
-            "gain_over_uniform": round(1 - perplexity["winner"] / perplexity["uniform"], 4),
-            "gain_over_whole_ends": round(1 - perplexity["winner"] / perplexity["uniform_whole_ends"], 4),
-            "reaches_paper_gain": perplexity["winner"] < (1 - PAPER_GAIN) * perplexity["uniform"],
+            **{
+                f"gain_over_{name}": round(1 - perplexity["winner"] / value, 4)
+                for name, value in perplexity.items()
+                if name.startswith("uniform")
+            },
+            # The paper's baseline is sliced and nothing else; ours with the update is the harder one.
+            "reaches_paper_gain": perplexity["winner"] < (1 - PAPER_GAIN) * perplexity["uniform_no_update"],
+            "reaches_paper_gain_with_update": perplexity["winner"] < (1 - PAPER_GAIN) * perplexity["uniform"],
             **timing,
         },
         "reported": {name: row["measured"]["report"] for name, row in rows.items()},
