@@ -7,7 +7,7 @@ from typing import overload
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from evaluator.accuracy import BATCH_TOKENS
@@ -93,9 +93,10 @@ class StatisticsFolder(Sequence[LayerStatistics]):
             return [self[each] for each in range(self._layers)[index]]
         file = self._file(range(self._layers)[index])
         try:
-            with safe_open(file, "pt", device=str(self._device)) as saved:
+            with safe_open(file, "pt") as saved:
                 metadata = saved.metadata()
-                tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118  not a mapping
+            # Not `get_tensor`, which loses a Ctrl-C that falls into it.
+            tensors = {name: tensor.to(self._device) for name, tensor in load(file.read_bytes()).items()}
         except (OSError, SafetensorError) as error:
             raise _damaged(file, error) from error
         fields: dict[str, dict[str, Tensor]] = {}

@@ -191,10 +191,11 @@ class Surgeon:
     def _reader(self, index: int, path: str, kept: Tensor | None, structures: int, sparsity: float) -> Level:
         """Return the weights of the projection that structures are columns of."""
         dense = self._dense[index][path]
+        # What stays as it is, or is only sliced, needs no statistics, which may lie on the disk, and is no level.
+        prepared = sparsity > 0 or (kept is not None and self.criterion.update != "none")
 
         def make() -> Level:
-            # What is only sliced needs no statistics, which may lie on the disk.
-            inputs = self.statistics[index].inputs[path] if sparsity > 0 or self.criterion.update != "none" else None
+            inputs = self.statistics[index].inputs[path] if prepared else None
             weight, bias = dense.weight, dense.bias
             if kept is not None:
                 columns = columns_of(kept, weight.shape[1], structures)
@@ -207,7 +208,7 @@ class Surgeon:
                 weight = thin(self.criterion, weight, inputs, sparsity)
             return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
-        if sparsity == 0 and (kept is None or self.criterion.update == "none"):
+        if not prepared:
             return make()
         return self._levels.get(f"{index}:{path}:{structures if kept is None else len(kept)}:{sparsity}", make)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 MEMORY_BYTES = 2**29
@@ -77,7 +77,7 @@ class Levels:
         if file is None or not file.exists():
             return None
         try:
-            return load_file(file)
+            return load(file.read_bytes())  # not `load_file`, which loses a Ctrl-C that falls into it
         except SafetensorError:  # of a disk that was full, or a machine that went down; made again
             return None
 
