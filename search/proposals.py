@@ -11,7 +11,7 @@ Score = Callable[[Indices], NDArray[np.float64]]  # (n, columns) -> (n,), lower 
 
 _MOST_SWAPS = 6  # sub-blocks that a mutation lowers, and about as many that landing raises in return
 _AVERAGED = (4, 8, 16, 32)  # the best measured of which a random half is averaged
-_TOWARDS_ANCHOR = (0.0, 0.25, 0.5)
+TOWARDS_ANCHOR = (0.0, 0.25, 0.5)
 _PROFILE_KNOTS = 3  # between the ends
 _BISECTIONS = 12
 _ROUNDING_LAYERS = 6
@@ -105,15 +105,15 @@ def averages(space: SearchSpace, best: Indices, anchors: Indices, count: int, rn
     for _ in range(count):
         first = best[: rng.choice(_AVERAGED)]
         mean = first[rng.permutation(len(first))[: max(1, (len(first) + 1) // 2)]].mean(axis=0)
-        weight = rng.choice(_TOWARDS_ANCHOR) if len(anchors) else 0.0
+        weight = rng.choice(TOWARDS_ANCHOR) if len(anchors) else 0.0
         if weight:
             mean = (1 - weight) * mean + weight * anchors[rng.integers(len(anchors))]
-        rows.append(_rounded(space, mean))
+        rows.append(rounded(space, mean))
     return land(space, np.array(rows, dtype=np.int16).reshape(-1, space.columns), rng)
 
 
-def _rounded(space: SearchSpace, mean: NDArray[np.float64]) -> Indices:
-    """Round down, then up where most was lost and as far as the budgets allow."""
+def rounded(space: SearchSpace, mean: NDArray[np.float64]) -> Indices:
+    """Round (columns,) down, then up where most was lost and as far as the budgets allow."""
     row = np.floor(mean).astype(np.int16)
     for column in np.argsort(row - mean, kind="stable"):
         if mean[column] > row[column]:

@@ -285,11 +285,17 @@ def _best_random(run: Run) -> Architecture:
 
 
 def _final(run: Run) -> Architecture:
-    """Return the winner: the finalist of lowest KL to expect elsewhere, measured on text that no search has seen."""
-    elsewhere = run.elsewhere()
-    chosen = selection.finalists(elsewhere.expect(run.pairs), run.space, run.config.search.finalists)
+    """Return the winner: of the finalists and their means, by KL on text that no search has seen."""
+    chosen = selection.finalists(run.elsewhere().expect(run.pairs), run.space, run.config.search.finalists)
     measured = run.measure("Measuring finalists on new text", chosen, "searched", "validate")
-    return selection.lowest(elsewhere.expect(measured), run.space, 1)[0]
+    origins = {pair.architecture: pair.origin for pair in run.pairs}
+    measured = [replace(pair, origin=origins[pair.architecture]) for pair in measured]
+    means = selection.consensus(measured, run.space, [run.config.seed, 5])
+    run.measure("Measuring means of the best finalists", means, "averaged")
+    again = run.measure("Measuring means of the best finalists on new text", means, "averaged", "validate")
+    known = {pair.architecture for pair in measured}
+    measured += [pair for pair in again if pair.architecture not in known]
+    return selection.winner(measured, run.space, run.config.text.assumed_shift)
 
 
 def _measure_all(run: Run, everyone: dict[str, Architecture], split: str) -> dict[str, Measurement]:

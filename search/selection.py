@@ -5,11 +5,21 @@ from contextlib import suppress
 
 import numpy as np
 
-from evaluator import Pair
+from evaluator import Pair, difference
 from predictor import AdditivePrior
 from search.config import SearchConfig
-from search.proposals import Score, averages, evolve, mutate, nearest, profiles
-from space import Architecture, BudgetError, Indices, SearchSpace, sample, uniform_sparsity, uniform_widths, whole_ends
+from search.proposals import TOWARDS_ANCHOR, Score, averages, evolve, mutate, nearest, profiles, rounded
+from space import (
+    Architecture,
+    BudgetError,
+    Indices,
+    SearchSpace,
+    land,
+    sample,
+    uniform_sparsity,
+    uniform_widths,
+    whole_ends,
+)
 
 BASELINES = {
     "dense": "dense",
@@ -21,6 +31,7 @@ BASELINES = {
 _LEAST_DIFFERENCE = 3
 _GUIDED_SWAPS = 16
 _ANCHORS = 1  # smooth architectures that averages are drawn towards; the second best is far worse
+_CONSENSUS = 4  # finalists whose mean may win
 _DRAWS = 8  # for each average wanted: some come twice or were measured before
 
 
@@ -144,6 +155,54 @@ def finalists(pairs: Sequence[Pair], space: SearchSpace, count: int) -> list[Arc
         fresh = [p for p in pairs if origin in (None, p.origin) and p.architecture.fingerprint not in known]
         chosen += lowest(fresh, space, min(most, count - len(chosen)))
     return chosen
+
+
+def consensus(pairs: Sequence[Pair], space: SearchSpace, seed: Sequence[int]) -> list[Architecture]:
+    """Return the mean of the best, as it is and drawn towards the best smooth architecture.
+
+    Of many near the optimum, which one a text puts first is chance; what the best have in common is not.
+
+    Args:
+        pairs: the finalists as measured on new text, smooth ones with origin `profile`.
+        space: the search space.
+        seed: of the last steps onto the budget.
+    """
+    best = space.encode(lowest(pairs, space, _CONSENSUS)).mean(axis=0)
+    smooth = lowest([pair for pair in pairs if pair.origin == "profile"], space, 1)
+    means = [(1 - weight) * best + weight * space.encode(smooth)[0] for weight in TOWARDS_ANCHOR] if smooth else [best]
+    rows = np.concatenate([rounded(space, mean)[None] for mean in means])
+    return unique(space, land(space, rows, np.random.default_rng(seed)))
+
+
+def winner(pairs: Sequence[Pair], space: SearchSpace, shift: float) -> Architecture:
+    """Return the architecture of lowest KL, or a smoother one that is not clearly worse.
+
+    Of what lies within `shift` standard errors of the lowest, the difference taken block by block, that nearest to the
+    smooth architecture wins: on other text than the measured one the smoother holds better.
+
+    Args:
+        pairs: measured on text that no search has seen, the smooth one with origin `profile`.
+        space: the search space.
+        shift: how much other text may differ, as in `predictor.shrinkage`; 0 takes the lowest.
+
+    Source: the rule of one standard error, Breiman et al., Classification and Regression Trees (1984), section 3.4.3.
+    """
+    inside = {pair.architecture: pair for pair in pairs if space.allows(pair.architecture)}
+    best = inside[lowest(pairs, space, 1)[0]]
+    smooth = lowest([pair for pair in pairs if pair.origin == "profile"], space, 1)
+    if not smooth:
+        return best.architecture
+    anchor = space.encode(smooth)[0].astype(float)
+
+    def distance(pair: Pair) -> tuple[float, float, str]:
+        away = np.abs(space.encode([pair.architecture])[0] - anchor).sum()
+        return float(away), pair.measurement.kl, pair.architecture.fingerprint
+
+    def close(pair: Pair) -> bool:
+        found = difference(pair.measurement, best.measurement)
+        return pair is best or found.kl <= shift * found.kl_standard_error
+
+    return min(filter(close, inside.values()), key=distance).architecture
 
 
 def lowest(pairs: Sequence[Pair], space: SearchSpace, count: int) -> list[Architecture]:

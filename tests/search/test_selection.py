@@ -134,3 +134,44 @@ def test_averages_are_new_and_of_the_best():
     assert not {a.fingerprint for a in again} & {a.fingerprint for a in found}
     assert selection.averages_of([*measured, pair(far[0], 0.9, "profile")], SPACE, 5, [0, 4, 1]) != found
     assert selection.averages_of(measured, SPACE, 0, [0, 4, 1]) == []
+
+
+def measured_pair(architecture, blocks, origin="searched"):
+    kl = float(np.mean(blocks))
+    measurement = Measurement(3.0, 0.1, kl, 0.1, 0.5, 64 * len(blocks), "p", 1.0, (3.0,) * len(blocks), tuple(blocks))
+    return Pair(architecture, measurement, origin)
+
+
+def test_the_consensus_is_the_mean_of_the_best_drawn_towards_the_smooth_one():
+    rng = np.random.default_rng(3)
+    smooth, *others = SPACE.decode(sample(SPACE, 9, rng))
+    pairs = [pair(a, 0.1 + i / 100) for i, a in enumerate(others)] + [pair(smooth, 0.3, "profile")]
+    found = selection.consensus(pairs, SPACE, [0, 5])
+    assert found == selection.consensus(pairs, SPACE, [0, 5])
+    assert all(SPACE.allows(each) for each in found)
+    best, anchor = SPACE.encode(others[:4]).mean(axis=0), SPACE.encode([smooth])[0]
+    away = [np.abs(row - best).mean() for row in SPACE.encode(found)]
+    towards = [np.abs(row - anchor).mean() for row in SPACE.encode(found)]
+    assert away[0] == min(away) < 1
+    assert towards[-1] == min(towards) < towards[0]
+    # The others are of no account, and without a smooth one there is nothing to be drawn to.
+    assert selection.consensus(pairs[:4] + pairs[-1:], SPACE, [0, 5]) == found
+    assert selection.consensus(pairs[:4], SPACE, [0, 5]) == found[:1]
+
+
+def test_the_winner_is_the_lowest_or_a_smoother_one_within_an_error():
+    smooth, near, far = SPACE.decode(sample(SPACE, 3, np.random.default_rng(4)))
+    between = SPACE.encode([smooth, far]).mean(axis=0)
+    near = SPACE.decode(np.floor(between).astype(np.int16)[None])[0]
+    noise = np.array([0.0, 0.02, -0.02, 0.01, -0.01, 0.0])
+    pairs = [
+        measured_pair(far, 0.3 + noise),
+        measured_pair(near, 0.303 + noise[::-1]),
+        measured_pair(smooth, 0.4 + noise, "profile"),
+    ]
+    assert selection.winner(pairs, SPACE, 0.0) == far
+    assert selection.winner(pairs, SPACE, 1.0) == near
+    # The error is that of the difference: what is hard for both tells nothing.
+    pairs[1] = measured_pair(near, 0.303 + noise + 1e-4 * noise[::-1])
+    assert selection.winner(pairs, SPACE, 1.0) == far
+    assert selection.winner(pairs[:2], SPACE, 1.0) == far
