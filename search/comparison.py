@@ -32,8 +32,8 @@ BASELINES = {
     "dense": "dense",
     "uniform": "uniform",
     "uniform_whole_ends": "uniform, whole ends",
-    "uniform_no_update": "uniform, no update",
-    "uniform_whole_ends_no_update": "uniform, whole ends, no update",
+    "uniform_no_update": "uniform, sliced",
+    "uniform_whole_ends_no_update": "whole ends, sliced",
     "best_random": "best random",
 }
 
@@ -168,6 +168,8 @@ def _with_error(measured: Mapping[str, Any], name: str) -> str:
 
 def notes(best: Mapping[str, Any]) -> Iterator[str]:
     texts, report = best["texts"], best["measured"].get("report")
+    if any(name.endswith("_no_update") for name in best["baselines"]):
+        yield "All but the models called sliced have had the criterion's update: what stays makes up for what went."
     count = f"; {report['tokens']:,} tokens counted" if report else ""
     yield f"Perplexity, KL and agreement are of the report text: {texts.get('report', DASH)}{count}."
     yield (
