@@ -53,7 +53,7 @@ class SpaceConfig(_Settings):
 class CriterionConfig(_Settings):
     """What to prune by; `evaluator.pruning.criteria` says what the names mean."""
 
-    # The best of the nine tried on SmolLM2-135M, or near it, and needs no gradients (benchmark `criteria`).
+    # Near the best of what methods without gradients reach on SmolLM2-135M; benchmark `criteria` compares them.
     widths: Widths = "wanda"
     weights: Weights = "wanda"
     # Costs nothing in size, and takes 8 % of the perplexity off a model at 80 % of its parameters.
