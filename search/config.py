@@ -58,12 +58,11 @@ class CriterionConfig(_Settings):
     weights: Weights = "wanda"
     # Costs nothing in size, and takes 8 % of the perplexity off a model at 80 % of its parameters.
     update: Update = "least_squares"
-    pattern: str | None = None  # N:M, e.g. 2:4; sparsity is then 0 or that of the pattern
 
     @property
     def criterion(self) -> Criterion:
         """The criterion."""
-        return Criterion(self.widths, self.weights, self.update, self.pattern)
+        return Criterion(self.widths, self.weights, self.update)
 
 
 class SearchConfig(_Settings):
@@ -118,18 +117,11 @@ class RunConfig(_Settings):
             BudgetError: no architecture meets the budgets.
             SettingError: a step or sparsity is out of range.
         """
-        pattern = self.criterion.criterion.pattern_sparsity
         asks_sparsity = any(budget.metric == "nonzero_parameters" for budget in self.budgets)
         widths = not asks_sparsity if self.space.widths is None else self.space.widths
         sparsities = self.space.sparsities
         if sparsities is None:
-            sparse = _DEFAULT_SPARSITIES if pattern is None else (0.0, pattern)
-            sparsities = sparse if asks_sparsity else (0.0,)
-        if pattern is not None and not set(sparsities) <= {0.0, pattern}:
-            raise SettingError(
-                f"space.sparsities must be 0 and {pattern:g} alone under criterion.pattern {self.criterion.pattern}, "
-                f"but are {', '.join(map(str, sparsities))}; leave them out, or the pattern."
-            )
+            sparsities = _DEFAULT_SPARSITIES if asks_sparsity else (0.0,)
         return build_space(
             layout.pruned_by(self.criterion.criterion),
             self.budgets,

@@ -21,12 +21,6 @@ from space import (
     whole_ends,
 )
 
-BASELINES = {
-    "dense": "dense",
-    "uniform": "uniform",
-    "uniform_whole_ends": "uniform, ends whole",
-    "best_random": "best random sample",
-}
 # Proposals of one round differ in at least this many sub-blocks, so that they teach more than one of them would.
 _LEAST_DIFFERENCE = 3
 _GUIDED_SWAPS = 16

@@ -118,29 +118,28 @@ def gather_statistics(
         moments: of which projections' inputs to gather second moments.
         progress: told 1 after each layer.
     """
-    with torch.inference_mode():
-        hidden: list[Tensor | None] = [None] * len(batches)  # what goes into the layer, per batch
-        for index, layer in enumerate(layers):
-            sums: dict[str, _Sums] = {}
-            wanted = with_moments(family, moments)
-            paths = dict.fromkeys(input_paths(family).values())
-            handles = [
-                layer.get_submodule(path).register_forward_pre_hook(_accumulate(sums, path, path in wanted))
-                for path in paths
-            ]
-            cosines = 0.0
-            try:
-                for number, batch in enumerate(batches):
-                    before, after = _run_layer(decoder, layers, index, batch, hidden[number])
-                    cosines += (1 - block_influence(before.flatten(0, -2), after.flatten(0, -2))) * batch.numel()
-                    hidden[number] = after
-            finally:
-                for handle in handles:
-                    handle.remove()
-            found = {path: sums[path].finish() for path in paths}
-            inputs = {path: found[shared] for path, shared in input_paths(family).items()}
-            yield LayerStatistics(inputs, 1 - cosines / sum(batch.numel() for batch in batches))
-            progress(1)
+    hidden: list[Tensor | None] = [None] * len(batches)  # what goes into the layer, per batch
+    for index, layer in enumerate(layers):
+        sums: dict[str, _Sums] = {}
+        wanted = with_moments(family, moments)
+        paths = dict.fromkeys(input_paths(family).values())
+        handles = [
+            layer.get_submodule(path).register_forward_pre_hook(_accumulate(sums, path, path in wanted))
+            for path in paths
+        ]
+        cosines = 0.0
+        try:
+            for number, batch in enumerate(batches):
+                before, after = _run_layer(decoder, layers, index, batch, hidden[number])
+                cosines += (1 - block_influence(before.flatten(0, -2), after.flatten(0, -2))) * batch.numel()
+                hidden[number] = after
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = {path: sums[path].finish() for path in paths}
+        inputs = {path: found[shared] for path, shared in input_paths(family).items()}
+        yield LayerStatistics(inputs, 1 - cosines / sum(batch.numel() for batch in batches))
+        progress(1)
 
 
 class _Sums:
@@ -189,7 +188,8 @@ def _run_layer(
 
     handles = [layers[index].register_forward_pre_hook(put_in), layers[index].register_forward_hook(take_out)]
     try:
-        with passed_over([*layers[:index], *layers[index + 1 :]]):
+        # Here, not around the generator: whoever asks for the next layer would run without gradients meanwhile.
+        with torch.no_grad(), passed_over([*layers[:index], *layers[index + 1 :]]):
             decoder(batch, use_cache=False)
     finally:
         for handle in handles:

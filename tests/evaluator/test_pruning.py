@@ -90,6 +90,12 @@ def test_statistics_are_those_of_the_projections_inputs(pico):
     torch.testing.assert_close(chosen.second_moments, features[:, [3, 5]].T @ features[:, [3, 5]])
 
 
+def test_between_two_layers_the_caller_has_its_own_modes(pico):
+    for _ in gather_statistics(pico.decoder, pico.layers, pico.layout.record, [pico_tokens(1, 8, 3)]):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+
 def test_slicing_channels_equals_masking_them(pico):
     reference, surgeon = dense_copy(pico), make_surgeon(pico)
     kept = surgeon.kept_channels(3, 20)
