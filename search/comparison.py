@@ -34,6 +34,9 @@ BASELINES = {
     "uniform_whole_ends": "uniform, whole ends",
     "uniform_no_update": "uniform, sliced",
     "uniform_whole_ends_no_update": "whole ends, sliced",
+    "global_threshold": "global threshold",
+    "owl": "OWL",
+    "block_influence": "whole blocks removed",
     "best_random": "best random",
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from predictor import FEWEST_PAIRS
 from space import Budget, Criterion, Layout, SearchSpace, SettingError, Update, Weights, Widths, build_space
@@ -58,11 +58,19 @@ class CriterionConfig(_Settings):
     weights: Weights = "wanda"
     # Costs nothing in size, and takes 8 % of the perplexity off a model at 80 % of its parameters.
     update: Update = "least_squares"
+    # N:M, to make sub-blocks sparse by that pattern and no other way: what sparse matrix units can skip.
+    pattern: str | None = None
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _from_sexagesimal(cls, value: object) -> object:
+        # YAML 1.1 reads an unquoted 2:4 as the minutes and seconds of 124.
+        return f"{value // 60}:{value % 60}" if isinstance(value, int) else value
 
     @property
     def criterion(self) -> Criterion:
         """The criterion."""
-        return Criterion(self.widths, self.weights, self.update)
+        return Criterion(self.widths, self.weights, self.update, self.pattern)
 
 
 class SearchConfig(_Settings):
@@ -119,16 +127,19 @@ class RunConfig(_Settings):
         """
         asks_sparsity = any(budget.metric == "nonzero_parameters" for budget in self.budgets)
         widths = not asks_sparsity if self.space.widths is None else self.space.widths
+        criterion = self.criterion.criterion
         sparsities = self.space.sparsities
         if sparsities is None:
-            sparsities = _DEFAULT_SPARSITIES if asks_sparsity else (0.0,)
+            levels = _DEFAULT_SPARSITIES if criterion.sparsity is None else (0.0, criterion.sparsity)
+            sparsities = levels if asks_sparsity else (0.0,)
         return build_space(
-            layout.pruned_by(self.criterion.criterion),
+            layout.pruned_by(criterion),
             self.budgets,
             widths=widths,
             width_step=self.space.width_step,
             removal=self.space.removal and widths,
             sparsities=sparsities,
+            pattern=criterion.group,
         )
 
     def to_yaml(self) -> str:

@@ -37,6 +37,7 @@ _KINDS = {
     "prior": ("one sub-block changed", GREY, "circle"),
     "random": ("random", BLUE, "circle"),
     "profile": ("smooth over depth", BLUE, "triangle-down"),
+    "allocated": ("near a baseline", PURPLE, "triangle-down"),
     "guided": ("near the prior's best", ORANGE, "circle"),
     "frontier": ("other budgets", GREEN, "triangle-up"),
     "user": ("measured by hand", PURPLE, "cross"),

@@ -30,6 +30,7 @@ from evaluator import (
 from evaluator import prepare_texts as make_texts
 from predictor import AccuracyPredictor
 from search import selection
+from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig
 from search.environment import describe_environment
 from search.export.best import export_installed
@@ -57,6 +58,7 @@ class Run:
     reporter: Reporter
     evaluator: Evaluator
     space: SearchSpace
+    baselines: dict[str, Architecture]
     pairs: list[Pair]  # on the search text, in the order a run measures them
 
     def elsewhere(self) -> Elsewhere:
@@ -104,7 +106,9 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
         reporter.say(f"{files.path} is finished already; nothing to do")
         return files.best()
     space = config.search_space(dense.layout)
-    selection.allocations(space)  # a budget that baselines cannot meet is refused here
+    fixed = fixed_allocations(
+        space, config.criterion.criterion.group
+    )  # a budget that baselines cannot meet is refused here
     with files.locked():
         texts = _begin(config, files, dense, reporter)
         store = PairStore(files.measurements_file)
@@ -117,7 +121,8 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
                 folder=files.prepared,
                 progress=advance,
             )
-        run = Run(config, files, reporter, judge, space, [])
+        baselines = fixed | scored_allocations(space, judge.surgeon)
+        run = Run(config, files, reporter, judge, space, baselines, [])
         reporter.say(f"{dense.layout.layers} layers, 10^{space.size_log10:.0f} architectures, budget {config.budget}")
         best = _search(run, started)
         store.close()
@@ -151,15 +156,14 @@ def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
 
 
 def _search(run: Run, started: float) -> dict[str, Any]:
-    baselines = selection.allocations(run.space)
-    run.measure("Measuring baselines", list(baselines.values()), "baseline")
+    run.measure("Measuring baselines", list(run.baselines.values()), "baseline")
     singles = prior_architectures(run.space)
     if run.evaluator.dense.dtype != "float32":
         singles += rounding_architectures(run.space)
     run.measure("Measuring each sub-block alone", singles, "prior")
     _measure_first_pairs(run, run.config.seed)
     rounds, predictor = _rounds(run)
-    baselines["best_random"] = _best_random(run)
+    baselines = {**run.baselines, "best_random": _best_random(run)}
     champion = _final(run)
     _measure_frontier(run, predictor)
     predictor = fit(run)
@@ -188,13 +192,14 @@ def _search(run: Run, started: float) -> dict[str, Any]:
 _FIRST_PAIRS = {
     "random": "Measuring random samples",
     "profile": "Measuring smooth profiles",
+    "allocated": "Measuring near the baselines",
     "guided": "Measuring near the prior's best",
 }
 
 
 def _measure_first_pairs(run: Run, seed: int) -> None:
     prior = run.elsewhere().expected
-    for origin, chosen in selection.first_pairs(run.space, prior, run.config.search, seed).items():
+    for origin, chosen in selection.first_pairs(run.space, prior, run.baselines, run.config.search, seed).items():
         run.measure(_FIRST_PAIRS[origin], chosen, origin)
 
 

@@ -1,25 +1,15 @@
-"""Choosing: baselines, the first pairs, what a round measures, the winner."""
+"""Choosing: the first pairs, what a round measures, the winner."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from evaluator import Pair, difference
 from predictor import AdditivePrior
+from search.baselines import SMOOTH
 from search.config import SearchConfig
 from search.proposals import TOWARDS_ANCHOR, Score, averages, evolve, mutate, nearest, profiles, rounded
-from space import (
-    Architecture,
-    BudgetError,
-    Indices,
-    SearchSpace,
-    land,
-    sample,
-    uniform_sparsity,
-    uniform_widths,
-    whole_ends,
-)
+from space import Architecture, Indices, SearchSpace, land, sample
 
 # Proposals of one round differ in at least this many sub-blocks, so that they teach more than one of them would.
 _LEAST_DIFFERENCE = 3
@@ -29,49 +19,39 @@ _CONSENSUS = 4  # finalists whose mean may win
 _DRAWS = 8  # for each average wanted: some come twice or were measured before
 
 
-def allocations(space: SearchSpace) -> dict[str, Architecture]:
-    """Return the baselines that need no search: dense, uniform, and uniform with the ends left whole.
-
-    The last is left out where it cannot meet the budget.
-    """
-    sparse = any(option.sparsity > 0 for options in space.choices for option in options)
-    # Where both are searched, the baseline is the one that people use: uniform sparsity.
-    rule = uniform_sparsity if sparse else uniform_widths
-    found = {
-        "dense": Architecture.dense(space.layout),
-        "uniform": rule(space.layout, space.budgets),
-    }
-    with suppress(BudgetError):
-        found["uniform_whole_ends"] = rule(space.layout, space.budgets, whole_ends(space.layout))
-    return found
-
-
 def prior_score(space: SearchSpace, prior: AdditivePrior) -> Score:
     """Return the additive prior as a score of encoded architectures."""
     return lambda indices: prior.terms(space.genes(indices)).sum(axis=1)
 
 
 def first_pairs(
-    space: SearchSpace, prior: AdditivePrior, settings: SearchConfig, seed: int
+    space: SearchSpace,
+    prior: AdditivePrior,
+    baselines: Mapping[str, Architecture],
+    settings: SearchConfig,
+    seed: int,
 ) -> dict[str, list[Architecture]]:
     """Return what the predictor is first fitted on, by origin.
 
-    Three kinds, each seeing what the others do not: `random` covers the budget surface and is the honest baseline of a
-    search; `profile` varies smoothly with depth, the baselines among them; `guided` lies around the additive prior's
-    optima, from very near to far.
+    Four kinds, each seeing what the others do not: `random` covers the budget surface and is the honest baseline of a
+    search; `profile` varies smoothly with depth, the uniform baselines among them; `allocated` are the other baselines,
+    as the space can have them; `guided` lies around the additive prior's optima, from very near to far.
 
     Args:
         space: the search space.
         prior: the additive prior.
+        baselines: by name, see `search.baselines`.
         settings: how many of each.
         seed: of all draws.
     """
-    rngs = [np.random.default_rng([seed, stream]) for stream in (1, 2, 3)]
+    rngs = [np.random.default_rng([seed, stream]) for stream in (1, 2, 3, 6)]
     found = {"random": sample(space, settings.random_pairs, rngs[0])}
     if settings.profile_pairs:
-        fixed = [nearest(space, each, rngs[1]) for name, each in allocations(space).items() if name != "dense"]
+        fixed = [nearest(space, baselines[name], rngs[1]) for name in SMOOTH if name in baselines]
         drawn = profiles(space, settings.profile_pairs, rngs[1])
         found["profile"] = np.concatenate([*fixed, drawn])[: settings.profile_pairs]
+    if uneven := [each for name, each in baselines.items() if name not in ("dense", *SMOOTH)]:
+        found["allocated"] = np.concatenate([nearest(space, each, rngs[3]) for each in uneven])
     if settings.guided_pairs:
         found["guided"] = _around_optima(space, prior, settings.guided_pairs, rngs[2])
     known: set[str] = set()

@@ -4,7 +4,7 @@ Owns the vocabulary that the other three packages share. Imports none of them, a
 that a question about an architecture needs no model.
 """
 
-from space.allocation import largest, uniform_sparsity, uniform_widths, whole_ends
+from space.allocation import evenly_sparse, largest, uniform_sparsity, uniform_widths, whole_ends
 from space.architecture import GENES, Architecture, LayerArchitecture, genes_of
 from space.cost import METRICS, Budget, Cost, cost_of
 from space.criterion import Criterion, Update, Weights, Widths
@@ -57,6 +57,7 @@ __all__ = [
     "build_space",
     "cost_of",
     "default_width_step",
+    "evenly_sparse",
     "family_of",
     "genes_of",
     "land",

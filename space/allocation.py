@@ -73,6 +73,36 @@ def uniform_sparsity(layout: Layout, budgets: Sequence[Budget], whole: Collectio
     return largest(layout, budgets, candidate)
 
 
+def evenly_sparse(
+    layout: Layout, budgets: Sequence[Budget], sparsity: float, whole: Collection[int] = ()
+) -> Architecture:
+    """Return the architecture within the budgets with the fewest sub-blocks of one sparsity, evenly spread over depth.
+
+    For patterns as 2:4, which leave no other sparsity to choose.
+
+    Args:
+        layout: the dense model.
+        budgets: upper limits, all of which must hold.
+        sparsity: share of zeros per row of a sparse sub-block.
+        whole: layers that are not made sparse.
+
+    Raises:
+        BudgetError: the budgets cannot be met while those layers stay whole.
+    """
+    bits = layout.layers.bit_length()
+    # By reversed bits, so that the layers of every prefix lie evenly between the others (van der Corput, 1935).
+    spread = sorted(range(layout.layers), key=lambda index: f"{index:0{bits}b}"[::-1])
+    order = [(index, gene) for index in spread if index not in whole for gene in ("mlp", "attention")]
+
+    def candidate(share: float) -> Architecture:
+        architecture = Architecture.dense(layout)
+        for index, gene in order[: round((1 - share) * len(order))]:
+            architecture = architecture.replace(index, **{f"{gene}_sparsity": sparsity})
+        return architecture
+
+    return largest(layout, budgets, candidate)
+
+
 def _with_whole(layout: Layout, cut: LayerArchitecture, whole: Collection[int]) -> Architecture:
     dense = LayerArchitecture(layout.kv_groups, layout.mlp_width)
     return Architecture(tuple(dense if index in whole else cut for index in range(layout.layers)))

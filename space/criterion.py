@@ -51,6 +51,11 @@ class Criterion:
         """N and M of the pattern."""
         return None if self.pattern is None else self._parse()
 
+    @property
+    def sparsity(self) -> float | None:
+        """Share of zeros of the pattern."""
+        return None if self.group is None else 1 - self.group[0] / self.group[1]
+
     def _parse(self) -> tuple[int, int]:
         kept, _, group = str(self.pattern).partition(":")
         if not (kept.isdigit() and group.isdigit() and 0 < int(kept) < int(group)):

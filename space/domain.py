@@ -19,6 +19,7 @@ from space.layout import Layout
 
 Indices = NDArray[np.int16]  # (architectures, 2 * layers)
 DEFAULT_WIDTH_STEP = 128  # what matrix units and quantisation blocks like
+_ROUNDING = 1e-4  # to which sparsities are kept
 _FEWEST_WIDTHS = 8  # a model too narrow for that many steps of 128 gets a finer step
 
 
@@ -195,6 +196,7 @@ def build_space(
     width_step: int | None = None,
     removal: bool = True,
     sparsities: Sequence[float] = (0.0,),
+    pattern: tuple[int, int] | None = None,
 ) -> SearchSpace:
     """Build the search space of a model.
 
@@ -205,9 +207,10 @@ def build_space(
         width_step: MLP widths are multiples of this many channels; None takes `default_width_step`.
         removal: whether a sub-block may be removed.
         sparsities: allowed shares of zeros per row, 0 included or not.
+        pattern: (N, M), where weights are made zero by that pattern alone.
 
     Raises:
-        SettingError: a step or a sparsity is out of range.
+        SettingError: a step or a sparsity is out of range, or does not fit the pattern.
         BudgetError: no architecture meets the budgets.
     """
     step = default_width_step(layout) if width_step is None else width_step
@@ -219,6 +222,8 @@ def build_space(
     levels = sorted({round(float(value), 4) for value in sparsities})
     if not levels or not all(0 <= value < 1 for value in levels):
         raise SettingError(f"sparsities must be at least 0 and below 1, but are {list(sparsities)}; give [0, 0.5].")
+    if pattern is not None:
+        _check_pattern(layout, pattern, levels, step if widths else layout.mlp_width)
     mlp = [*range(step, layout.mlp_width, step), layout.mlp_width] if widths else [layout.mlp_width]
     groups = [*range(1, layout.kv_groups + 1)] if widths else [layout.kv_groups]
     removed = [Choice(0)] if removal else []
@@ -231,3 +236,25 @@ def build_space(
     )
     mlp_choices.sort(key=lambda c: (getattr(mlp_cost(layout, c.width, c.sparsity), key), c.width, -c.sparsity))
     return SearchSpace(layout, (tuple(attention_choices), tuple(mlp_choices)) * layout.layers, tuple(budgets))
+
+
+def _check_pattern(layout: Layout, pattern: tuple[int, int], sparsities: Sequence[float], width_step: int) -> None:
+    kept, group = pattern
+    if not any(sparsities) or any(value and abs(value - 1 + kept / group) > _ROUNDING for value in sparsities):
+        raise SettingError(
+            f"The pattern {kept}:{group} must be the one way to make zeros in a search, but its sparsities are "
+            f"{', '.join(f'{value:g}' for value in sparsities)}; give a budget on nonzero_parameters and leave "
+            "space.sparsities out."
+        )
+    features = {
+        "hidden size": layout.hidden_size,
+        "width of a KV group's heads": layout.heads_per_group * layout.head_dim,
+        "MLP width": layout.mlp_width,
+        "space.width_step": width_step,
+    }
+    for name, count in features.items():
+        if count % group:
+            raise SettingError(
+                f"The pattern {kept}:{group} must divide the features of every projection, but the {name} is {count}; "
+                "choose another."
+            )

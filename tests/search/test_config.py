@@ -112,6 +112,36 @@ def test_the_budget_decides_what_is_searched(budget, more, widths, sparse, remov
     assert any(choice.width == 0 for choice in mlp) == removed
 
 
+@pytest.mark.parametrize("written", ["2:4", 124, "'2:4'"])
+def test_a_pattern_is_read_with_and_without_quotes(written, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"model: pico\nbudget: nonzero_parameters=0.8\ncriterion: {{pattern: {written}}}\n")
+    config = load_config(file, {})
+    assert config.criterion.pattern == "2:4"
+    assert {choice.sparsity for choice in config.search_space(SMOLLM2_135M).choices[0]} == {0.0, 0.5}
+    file.write_text(config.to_yaml())
+    assert load_config(file, {}) == config
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"criterion.pattern": "4:2"}, r"must be N:M with 0 < N < M, but is '4:2'"),
+        ({"criterion.pattern": True}, r"must be N:M .*but is"),
+        ({"criterion.pattern": "2:4", "budget": ["parameters=0.8"]}, r"its sparsities are 0; give a budget on nonzero"),
+        ({"criterion.pattern": "2:4", "space.sparsities": [0, 0.3]}, r"one way to make zeros .*sparsities are 0, 0.3"),
+        ({"criterion.pattern": "2:5"}, r"must divide the features of every projection, but the hidden size is 576"),
+        (
+            {"criterion.pattern": "2:4", "space.widths": True, "space.width_step": 6},
+            r"but the space.width_step is 6; choose another",
+        ),
+    ],
+)
+def test_patterns_that_a_run_cannot_keep(more, message):
+    with pytest.raises(SettingError, match=message):
+        load_config(None, {**LEAST, "budget": ["nonzero_parameters=0.8"], **more}).search_space(SMOLLM2_135M)
+
+
 def test_a_budget_that_no_architecture_meets():
     config = load_config(None, {**LEAST, "space.removal": False, "budget": ["parameters=0.01"]})
     with pytest.raises(BudgetError, match=r"must be met by some architecture .*raise the budget or allow smaller"):

@@ -6,11 +6,14 @@ import pytest
 from evaluator import Measurement, Pair
 from predictor import AdditivePrior
 from search import selection
+from search.baselines import fixed_allocations
 from search.config import SearchConfig
 from search.proposals import evolve, mutate, nearest, prior_architectures
-from space import Architecture, Budget, BudgetError, build_space, cost_of, sample
+from space import Architecture, Budget, build_space, sample
 from tests.search.pieces import SPACE, score
 from tests.space.layouts import SMOLLM2_135M
+
+BASELINES = fixed_allocations(SPACE)
 
 
 def pair(architecture, kl, origin="random"):
@@ -27,57 +30,43 @@ def within(architectures):
     return SPACE.within(SPACE.encode(architectures)).all()
 
 
-def test_the_baselines():
-    space = build_space(SMOLLM2_135M, (Budget("parameters", 0.7),))
-    found = selection.allocations(space)
-    assert list(found) == ["dense", "uniform", "uniform_whole_ends"]
-    dense = cost_of(SMOLLM2_135M, found["dense"])
-    for name in ("uniform", "uniform_whole_ends"):
-        assert 0.69 < cost_of(SMOLLM2_135M, found[name]).parameters / dense.parameters <= 0.7
-    assert len(set(found["uniform"].layers)) == 1
-    assert found["uniform_whole_ends"].layers[0] == found["dense"].layers[0] != found["uniform_whole_ends"].layers[10]
-
-
-def test_a_tight_budget_has_no_whole_ends_and_an_impossible_one_no_baseline():
-    space = build_space(SMOLLM2_135M, (Budget("parameters", 0.1),))
-    assert list(selection.allocations(space)) == ["dense", "uniform"]
-    with pytest.raises(BudgetError):
-        build_space(SMOLLM2_135M, (Budget("weight_bytes", 0.1),))
-
-
-def test_a_sparse_search_is_compared_with_uniform_sparsity():
-    space = build_space(SMOLLM2_135M, (Budget("nonzero_parameters", 0.5),), widths=False, sparsities=(0.0, 0.5, 0.7))
-    [layer] = set(selection.allocations(space)["uniform"].layers)
-    assert (layer.kv_groups, layer.mlp_width) == (3, 1536)
-    assert 0.49 < layer.attention_sparsity < 0.52
-
-
 def test_the_first_pairs(prior):
     settings = SearchConfig(random_pairs=12, profile_pairs=8, guided_pairs=10)
-    first = selection.first_pairs(SPACE, prior, settings, seed=4)
+    first = selection.first_pairs(SPACE, prior, BASELINES, settings, seed=4)
     assert list(first) == ["random", "profile", "guided"]
     assert len(first["random"]) == 12
     assert 5 <= len(first["guided"]) <= 10
     assert all(within(chosen) for chosen in first.values())
     prints = [architecture.fingerprint for chosen in first.values() for architecture in chosen]
     assert len(set(prints)) == len(prints)
-    assert selection.first_pairs(SPACE, prior, settings, seed=4) == first
-    assert selection.first_pairs(SPACE, prior, settings, seed=5)["random"] != first["random"]
+    assert selection.first_pairs(SPACE, prior, BASELINES, settings, seed=4) == first
+    assert selection.first_pairs(SPACE, prior, BASELINES, settings, seed=5)["random"] != first["random"]
     alone = SearchConfig(random_pairs=20, profile_pairs=0, guided_pairs=0)
-    assert list(selection.first_pairs(SPACE, prior, alone, seed=4)) == ["random"]
+    assert list(selection.first_pairs(SPACE, prior, {}, alone, seed=4)) == ["random"]
     # Guided pairs are where a search would go: far better by the prior than random ones.
     assert np.median(score(SPACE.encode(first["guided"]))) < np.median(score(SPACE.encode(first["random"])))
 
 
 def test_the_baselines_are_among_the_first_pairs(prior):
     settings = SearchConfig(random_pairs=12, profile_pairs=8, guided_pairs=0)
-    first = selection.first_pairs(SPACE, prior, settings, seed=4)["profile"]
-    baselines = [each for name, each in selection.allocations(SPACE).items() if name != "dense"]
-    for baseline, found in zip(baselines, first, strict=False):
+    first = selection.first_pairs(SPACE, prior, BASELINES, settings, seed=4)["profile"]
+    for baseline, found in zip([BASELINES["uniform"], BASELINES["uniform_whole_ends"]], first, strict=False):
         gaps = [abs(a.mlp_width - b.mlp_width) for a, b in zip(baseline.layers, found.layers, strict=True)]
         assert sorted(gaps)[len(gaps) // 2] <= 128  # one step of the space, landing may move a few layers further
         same = [a.kv_groups == b.kv_groups for a, b in zip(baseline.layers, found.layers, strict=True)]
         assert sum(same) > len(same) / 2
+
+
+def test_other_baselines_are_starting_points_and_not_taken_for_smooth(prior):
+    settings = SearchConfig(random_pairs=12, profile_pairs=8, guided_pairs=0)
+    found = Architecture.dense(SMOLLM2_135M)
+    for index in range(7, 13):
+        found = found.replace(index, kv_groups=0, mlp_width=0)
+    first = selection.first_pairs(SPACE, prior, {**BASELINES, "block_influence": found}, settings, seed=4)
+    [start] = first["allocated"]
+    widths = [layer.mlp_width for layer in start.layers]
+    assert np.mean(widths[7:13]) < 384 < 1408 < np.mean(widths[:7] + widths[13:])
+    assert first["profile"] == selection.first_pairs(SPACE, prior, BASELINES, settings, seed=4)["profile"]
 
 
 def test_diverse_choices_differ_from_each_other():
@@ -98,7 +87,7 @@ def test_diverse_choices_differ_from_each_other():
 def test_the_lowest_are_the_best_within_the_budget():
     dense = Architecture.dense(SMOLLM2_135M)
     drawn = SPACE.decode(sample(SPACE, 4, np.random.default_rng(0)))
-    off_step = selection.allocations(build_space(SMOLLM2_135M, (Budget("parameters", 0.5),)))["uniform"]
+    off_step = fixed_allocations(build_space(SMOLLM2_135M, (Budget("parameters", 0.5),)))["uniform"]
     measured = [pair(a, kl) for a, kl in zip((dense, *drawn, off_step), (0.0, 0.4, 0.2, 0.3, 0.2, 0.1), strict=True)]
     chosen = selection.lowest(measured, SPACE, 3)
     tied = sorted((drawn[1], drawn[3]), key=lambda architecture: architecture.fingerprint)
@@ -119,7 +108,7 @@ def test_finalists_are_averages_a_smooth_one_and_the_best_of_the_rest():
 
 
 def test_averages_are_new_and_of_the_best():
-    centre = np.repeat(nearest(SPACE, selection.allocations(SPACE)["uniform"], np.random.default_rng(0)), 16, axis=0)
+    centre = np.repeat(nearest(SPACE, fixed_allocations(SPACE)["uniform"], np.random.default_rng(0)), 16, axis=0)
     near = SPACE.decode(mutate(SPACE, centre, np.random.default_rng(1)))
     far = SPACE.decode(sample(SPACE, 16, np.random.default_rng(2)))
     measured = [pair(a, 0.1 + i / 100) for i, a in enumerate(near)] + [pair(a, 0.9) for a in far]

@@ -6,6 +6,7 @@ from space import (
     BudgetError,
     Layout,
     cost_of,
+    evenly_sparse,
     uniform_sparsity,
     uniform_widths,
     whole_ends,
@@ -78,3 +79,20 @@ def test_whole_ends_alone_over_the_budget():
         BudgetError, match=r"leaves its first and last layers whole .* parameters=0.1; raise the budget"
     ):
         uniform_widths(SMOLLM2_135M, [Budget("parameters", 0.1)], whole_ends(SMOLLM2_135M))
+
+
+@pytest.mark.parametrize("share", [0.9, 0.75, 0.6])
+def test_evenly_sparse_is_within_the_budget_and_spread_over_depth(share):
+    budget = Budget("nonzero_parameters", share)
+    architecture = evenly_sparse(SMOLLM2_135M, [budget], 0.5)
+    assert fits(SMOLLM2_135M, architecture, budget)
+    sparse = [index for index, layer in enumerate(architecture.layers) if layer.mlp_sparsity]
+    gaps = [b - a for a, b in zip([-1, *sparse], [*sparse, SMOLLM2_135M.layers], strict=True)]
+    assert max(gaps) <= 2 * SMOLLM2_135M.layers / len(sparse)
+    denser = architecture.replace(sparse[0], mlp_sparsity=0.0)
+    assert not fits(SMOLLM2_135M, denser, budget)
+
+
+def test_evenly_sparse_over_the_budget():
+    with pytest.raises(BudgetError):
+        evenly_sparse(SMOLLM2_135M, [Budget("nonzero_parameters", 0.4)], 0.5)
