@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -51,7 +52,7 @@ class Pair:
 
     architecture: Architecture
     measurement: Measurement
-    origin: str  # prior, random, profile, guided, searched, averaged, baseline, frontier or user
+    origin: str  # prior, random, profile, allocated, guided, searched, averaged, baseline, frontier or user
 
 
 class PairStore:
@@ -144,8 +145,16 @@ class PairStore:
 
     def tokens_measured(self) -> int:
         """Return the predicted tokens over all pairs and protocols."""
+        return int(self._sum(_pairs.c.tokens))
+
+    def seconds_measured(self) -> float:
+        """Return the time that measuring took over all pairs and protocols."""
+        return float(self._sum(_pairs.c.wall_seconds))
+
+    def _sum(self, column: sa.Column[Any]) -> float:
         with self._engine.connect() as connection:
-            return int(connection.execute(sa.select(sa.func.coalesce(sa.func.sum(_pairs.c.tokens), 0))).scalar_one())
+            total: float = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(column), 0))).scalar_one()
+            return total
 
     def close(self) -> None:
         """Release the file."""

@@ -34,7 +34,7 @@ def best_record(
         plain: baselines without the criterion's update, on the report text.
         predictor: the last one fitted.
         rounds: what each round reached.
-        wall_seconds: since this process began the run.
+        wall_seconds: of this process and of what earlier ones measured for the run.
         environment: what it ran with.
     """
     layout, texts = space.layout, judge.texts

@@ -42,7 +42,7 @@ from search.report import write_report
 from search.results import best_record, pair_rows
 from search.session import open_dense
 from search.study import ArchitectureSampler, run_study
-from space import Architecture, BudgetError, SearchSpace, SecateurError
+from space import Architecture, BudgetError, PredictorError, SearchSpace, SecateurError
 
 # Shares of the cut at which the report shows what the predictor would choose under another budget.
 _FRONTIER = (0.25, 0.5, 0.75, 1.25)
@@ -112,6 +112,7 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     with files.locked():
         texts = _begin(config, files, dense, reporter)
         store = PairStore(files.measurements_file)
+        started -= store.seconds_measured()  # by earlier processes: a run that was stopped took its time as well
         with reporter.stage("Calibrating", dense.layout.layers, "layers") as advance:
             judge = Evaluator(
                 dense,
@@ -255,22 +256,30 @@ def _propose(
 
 
 def _fit_past_gate(run: Run) -> AccuracyPredictor:
-    """Fit, and measure more pairs while the predictor ranks held-out architectures below the gate."""
-    settings = run.config.search
-    predictor = fit(run)
+    """Fit, and measure more pairs while there are too few or the predictor ranks held-out ones below the gate."""
+    gate = run.config.search.gate
     for extra in range(1, _MOST_EXTRA_BATCHES + 1):
-        tau = predictor.quality.kendall_tau
-        if tau >= settings.gate:
-            break
-        run.reporter.say(f"Held-out Kendall tau {tau:.2f} is below {settings.gate:.2f}: measuring more pairs first")
+        predictor = _try_fit(run)
+        if predictor and predictor.quality.kendall_tau >= gate:
+            return predictor
+        tau = f"Held-out Kendall tau {predictor.quality.kendall_tau:.2f} is below {gate:.2f}" if predictor else None
+        run.reporter.say(f"{tau or 'There are too few different pairs'}: measuring more pairs first")
         _measure_first_pairs(run, run.config.seed + 1000 * extra)
-        predictor = fit(run)
-    if predictor.quality.kendall_tau < settings.gate:
+    predictor = fit(run)
+    if predictor.quality.kendall_tau < gate:
         run.reporter.say(
             f"The predictor stays below its gate ({predictor.quality.kendall_tau:.2f}); its proposals are measured "
             "for real all the same"
         )
     return predictor
+
+
+def _try_fit(run: Run) -> AccuracyPredictor | None:
+    """Return a predictor, or none where a small space had few different pairs to draw."""
+    try:
+        return fit(run)
+    except PredictorError:
+        return None
 
 
 def fit(run: Run) -> AccuracyPredictor:

@@ -56,6 +56,7 @@ def test_two_protocols_are_kept_apart(tmp_path):
     assert [pair.measurement.kl for pair in store.pairs(other.fingerprint)] == [0.5]
     assert store.find(ARCHITECTURE, other) == measurement(0.5, other)
     assert store.tokens_measured() == 200
+    assert store.seconds_measured() == 1.0
 
 
 def test_pairs_come_in_order_and_by_origin(tmp_path):
