@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search import proposals, selection
+from search import proposals
+from search.baselines import fixed_allocations
 from search.proposals import (
     averages,
     blend,
@@ -72,7 +73,7 @@ def test_a_blend_lies_between_its_parents(monkeypatch):
 
 
 def test_averages_are_what_the_best_have_in_common_and_use_the_budget():
-    centre = nearest(SPACE, selection.allocations(SPACE)["uniform_whole_ends"], np.random.default_rng(0))
+    centre = nearest(SPACE, fixed_allocations(SPACE)["uniform_whole_ends"], np.random.default_rng(0))
     around = mutate(SPACE, np.repeat(centre, 16, axis=0), np.random.default_rng(1))
     found, again = (averages(SPACE, around, centre, 12, np.random.default_rng(2)) for _ in range(2))
     assert (found == again).all()
@@ -82,7 +83,7 @@ def test_averages_are_what_the_best_have_in_common_and_use_the_budget():
 
 
 def test_averages_are_drawn_up_to_half_way_to_an_anchor():
-    centre = nearest(SPACE, selection.allocations(SPACE)["uniform"], np.random.default_rng(0))
+    centre = nearest(SPACE, fixed_allocations(SPACE)["uniform"], np.random.default_rng(0))
     around = mutate(SPACE, np.repeat(centre, 16, axis=0), np.random.default_rng(1))
     anchor = sample(SPACE, 1, np.random.default_rng(3))
     found = averages(SPACE, around, anchor, 24, np.random.default_rng(2))
