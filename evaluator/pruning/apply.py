@@ -16,7 +16,7 @@ from evaluator.pruned_model import SubBlock, set_head_counts, stand_ins
 from evaluator.pruning import wanda
 from evaluator.pruning.criteria import narrow, structure_scores, thin
 from evaluator.pruning.levels import Level, Levels
-from evaluator.pruning.statistics import LayerStatistics, projections
+from evaluator.pruning.statistics import InputStatistics, LayerStatistics, projections
 from evaluator.pruning.structures import (
     Rows,
     StructureScores,
@@ -179,7 +179,7 @@ class Surgeon:
         def make() -> Level:
             weight = dense.weight if rows is None else dense.weight.index_select(0, rows)
             if sparsity > 0:
-                weight = thin(self.criterion, weight, self.statistics[index].inputs[path], sparsity)
+                weight = self._thin(path, weight, self.statistics[index].inputs[path], sparsity)
             level = {"weight": weight}
             if dense.bias is not None:
                 level["bias"] = dense.bias if rows is None else dense.bias.index_select(0, rows)
@@ -205,12 +205,17 @@ class Surgeon:
                 if sparsity > 0 and inputs is not None:
                     inputs = inputs.select(columns)
             if sparsity > 0 and inputs is not None:
-                weight = thin(self.criterion, weight, inputs, sparsity)
+                weight = self._thin(path, weight, inputs, sparsity)
             return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
 
         if not prepared:
             return make()
         return self._levels.get(f"{index}:{path}:{structures if kept is None else len(kept)}:{sparsity}", make)
+
+    def _thin(self, path: str, weight: Tensor, inputs: InputStatistics, sparsity: float) -> Tensor:
+        family = self.family
+        attention = path in (family.query, family.key, family.value, family.output)
+        return thin(self.criterion, weight, inputs, sparsity, attention)
 
     def _set(self, index: int, path: str, level: Level) -> None:
         module, weight, bias = self._dense[index][path].module, level["weight"], level.get("bias")

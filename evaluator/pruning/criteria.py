@@ -14,7 +14,7 @@
 | magnitude | its absolute value | - |
 | wanda | that times its input's norm | arXiv 2306.11695 |
 | sparsegpt | what its row's output loses after the best correction of the others, which is made | arXiv 2301.00774 |
-| dsnot, dsnot-sparsegpt | as Wanda or SparseGPT, then swapped for each row's mean output | arXiv 2310.08915 |
+| dsnot, dsnot-sparsegpt | as Wanda or SparseGPT, in attention swapped for each row's mean output | arXiv 2310.08915 |
 
 | update | what is done for the channels and heads that went | source |
 | --- | --- | --- |
@@ -108,13 +108,17 @@ def narrow(
     return narrowed, flap.compensation(weight, inputs.mean, removed.nonzero().flatten()).to(weight.dtype)
 
 
-def thin(criterion: Criterion, weight: Tensor, inputs: InputStatistics, sparsity: float) -> Tensor:
+def thin(
+    criterion: Criterion, weight: Tensor, inputs: InputStatistics, sparsity: float, attention: bool = True
+) -> Tensor:
     """Return a projection's weights with zeros, in their dtype.
 
     Args:
         weight: (out_features, in_features), of the features that stay.
         inputs: of the same features.
         sparsity: share of zeros per row, the count rounded down; with a pattern, M - N of every M.
+        attention: whether the projection is one of attention, where alone DSnoT swaps, as in its authors' code: in
+            MLPs its swaps cost more than they bring (docs/criteria.md).
 
     Raises:
         SettingError: the pattern has another sparsity, or does not divide the features.
@@ -129,7 +133,7 @@ def thin(criterion: Criterion, weight: Tensor, inputs: InputStatistics, sparsity
         by_size = criterion.weights == "magnitude"
         scores = magnitude.weight_scores(weight) if by_size else wanda.weight_scores(weight, inputs.norms)
         mask = wanda.row_mask(scores, sparsity) if pattern is None else pattern_mask(scores, *pattern)
-    if criterion.weights.startswith("dsnot"):
+    if criterion.weights.startswith("dsnot") and attention:
         group = None if pattern is None else pattern[1]
         mask = dsnot.refine(weight, mask, inputs.mean, inputs.variance, inputs.norms, group=group)
     return weight * mask

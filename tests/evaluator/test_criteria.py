@@ -28,8 +28,9 @@ from evaluator.pruning import (
     wanda,
 )
 from evaluator.pruning.structures import oriented, totals
-from space import Criterion, SettingError
+from space import Architecture, Criterion, LayerArchitecture, SettingError
 from space.cost import mlp_cost, zeros_per_row
+from tests.evaluator.pieces import make_surgeon
 from tests.pico import PICOS, pico_tokens, save_pico_of
 
 WEIGHT = torch.tensor([[1.0, -2.0, 3.0, -4.0], [4.0, 3.0, -2.0, 1.0]])
@@ -322,6 +323,21 @@ def test_dsnot_makes_rows_means_better_than_its_start():
         thin = criteria.thin(Criterion(weights=name), weight, statistics_of(inputs), 0.6)
         errors[name] = float(((inputs @ thin.T).mean(dim=0) - dense).norm())
     assert errors["dsnot"] < 0.5 * errors["wanda"]
+
+
+def test_dsnot_swaps_in_attention_alone(pico):
+    architecture = Architecture((LayerArchitecture(4, 48, 0.5, 0.5),) * 6)
+    masks = {}
+    for name in ("dsnot", "wanda"):
+        surgeon = make_surgeon(pico, Criterion(weights=name, update="none"))
+        surgeon.install(architecture)
+        masks[name] = {
+            path: pico.layers[2].get_parameter(f"{path}.weight") != 0 for path in projections(pico.layout.record)
+        }
+        surgeon.restore()
+    for path, mask in masks["dsnot"].items():
+        assert torch.equal(mask, masks["wanda"][path]) == path.startswith("mlp"), path
+        assert int(mask.sum()) == int(masks["wanda"][path].sum())
 
 
 @pytest.mark.parametrize("kind", PICOS)
