@@ -139,11 +139,10 @@ def _divergence(logprobs: Tensor, rest: Tensor, pruned: Tensor) -> Tensor:
 
 def _logits(dense: DenseModel, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (logits (chunk, vocabulary) float32, targets (chunk,)) over all predicted tokens, in order."""
-    project = dense.model.get_output_embeddings()
     with torch.inference_mode():
         for batch in iterate_batches(tokens, BATCH_TOKENS):
             batch = batch.to(dense.model.device)
             hidden = dense.decoder(batch, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
             targets = batch[:, 1:].flatten()
             for part, wanted in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
-                yield project(part).float(), wanted
+                yield dense.project(part), wanted

@@ -47,6 +47,12 @@ class DenseModel:
         assert isinstance(layers, torch.nn.ModuleList)
         return layers
 
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Turn final hidden states (tokens, hidden) into logits (tokens, vocabulary), float32, as the model does."""
+        logits: torch.Tensor = self.model.get_output_embeddings()(hidden).float()
+        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma's
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     @property
     def longest_sequence(self) -> int:
         """Tokens that the model's positions allow in one sequence."""

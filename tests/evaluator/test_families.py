@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from evaluator import open_model
+from evaluator.accuracy import make_reference, score_tokens
 from evaluator.pruning import gather_statistics
 from evaluator.pruning.statistics import input_paths
 from evaluator.pruning.structures import columns_of, oriented
@@ -44,6 +45,17 @@ def test_nothing_pruned_gives_the_dense_logits_bit_for_bit(dense):
     assert not torch.allclose(logits_of(dense.model), before, atol=1e-2)
     surgeon.restore()
     assert torch.equal(logits_of(dense.model), before)
+
+
+def test_what_is_measured_is_the_models_own_loss(dense):
+    tokens = pico_tokens(3, 24, 2)
+    scores = score_tokens(dense, make_reference(dense, tokens))
+    loss = torch.nn.functional.cross_entropy(
+        logits_of(dense.model, tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
+    torch.testing.assert_close(scores.nll, loss, atol=1e-4, rtol=1e-4)
+    assert float(scores.kl.abs().max()) < 1e-4
+    assert scores.agreement.min() == 1
 
 
 def masked(dense, surgeon, layer, groups=None, channels=None):
