@@ -106,9 +106,8 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
         reporter.say(f"{files.path} is finished already; nothing to do")
         return files.best()
     space = config.search_space(dense.layout)
-    fixed = fixed_allocations(
-        space, config.criterion.criterion.group
-    )  # a budget that baselines cannot meet is refused here
+    # A budget that baselines cannot meet is refused here.
+    fixed = fixed_allocations(space, config.criterion.criterion.group)
     with files.locked():
         texts = _begin(config, files, dense, reporter)
         store = PairStore(files.measurements_file)

@@ -11,6 +11,7 @@ from space.errors import SettingError
 Widths = Literal["magnitude", "wanda", "activation", "flap", "taylor", "fisher", "obs"]
 Weights = Literal["magnitude", "wanda", "sparsegpt", "dsnot", "dsnot-sparsegpt"]
 Update = Literal["none", "bias", "least_squares"]
+_DECIMALS = 4  # of an architecture's sparsities
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,5 +62,11 @@ class Criterion:
         if not (kept.isdigit() and group.isdigit() and 0 < int(kept) < int(group)):
             raise SettingError(
                 f"criterion.pattern must be N:M with 0 < N < M, but is {self.pattern!r}; write for example 2:4."
+            )
+        share = int(kept) / int(group)
+        if abs(share - round(share, _DECIMALS)) > 1e-9:
+            raise SettingError(
+                f"criterion.pattern must keep a share of at most {_DECIMALS} decimals, as architectures say it, but "
+                f"{self.pattern} keeps {share}; write for example 2:4."
             )
         return int(kept), int(group)

@@ -130,6 +130,7 @@ def test_a_pattern_is_read_with_and_without_quotes(written, tmp_path):
         ({"criterion.pattern": True}, r"must be N:M .*but is"),
         ({"criterion.pattern": "2:4", "budget": ["parameters=0.8"]}, r"its sparsities are 0; give a budget on nonzero"),
         ({"criterion.pattern": "2:4", "space.sparsities": [0, 0.3]}, r"one way to make zeros .*sparsities are 0, 0.3"),
+        ({"criterion.pattern": "1:3"}, r"a share of at most 4 decimals, .* 1:3 keeps 0\.333"),
         ({"criterion.pattern": "2:5"}, r"must divide the features of every projection, but the hidden size is 576"),
         (
             {"criterion.pattern": "2:4", "space.widths": True, "space.width_step": 6},
