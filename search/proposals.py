@@ -239,10 +239,16 @@ def evolve(
 
 
 def rounding_architectures(space: SearchSpace) -> list[Architecture]:
-    """Return the dense model less one MLP channel, at a few layers: what rounding alone is worth (see `predictor`)."""
+    """Return the dense model less one MLP channel, at a few layers: what rounding alone is worth (see `predictor`).
+
+    None in a space without widths, where no prior knows what a narrower MLP is worth; sparsities keep their rounding.
+    """
+    whole = space.layout.mlp_width
+    if all(option.width in (0, whole) for option in space.choices[1]):
+        return []
     dense = Architecture.dense(space.layout)
     layers = np.linspace(0, space.layout.layers - 1, min(space.layout.layers, _ROUNDING_LAYERS)).astype(int)
-    return [dense.replace(int(layer), mlp_width=space.layout.mlp_width - 1) for layer in layers]
+    return [dense.replace(int(layer), mlp_width=whole - 1) for layer in layers]
 
 
 def prior_architectures(space: SearchSpace) -> list[Architecture]:

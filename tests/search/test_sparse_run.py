@@ -37,6 +37,13 @@ def test_by_sparsity(weights, stories, tmp_path):
         assert float(zeros) == pytest.approx(layer.mlp_sparsity, abs=0.01)
 
 
+def test_in_reduced_precision(stories, tmp_path, monkeypatch):
+    monkeypatch.setitem(SMALL_RUN, "dtype", "bfloat16")
+    best = search_under("nonzero_parameters=0.6", {}, stories, tmp_path / "run")
+    assert best["environment"]["dtype"] == "bfloat16"
+    assert shares(best)["winner"] <= 0.6
+
+
 def test_by_a_pattern(stories, tmp_path):
     criterion = {"weights": "sparsegpt", "pattern": "2:4"}
     best = search_under("nonzero_parameters=0.7", criterion, stories, tmp_path / "run")
