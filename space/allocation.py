@@ -100,7 +100,12 @@ def evenly_sparse(
             architecture = architecture.replace(index, **{f"{gene}_sparsity": sparsity})
         return architecture
 
-    return largest(layout, budgets, candidate)
+    found = largest(layout, budgets, candidate)
+    # A sub-block is a large step; what the last one took too much of, a smaller one gets back.
+    for index, gene in reversed(order):
+        fuller = found.replace(index, **{f"{gene}_sparsity": 0.0})
+        found = fuller if _fits(layout, budgets, fuller) else found
+    return found
 
 
 def _with_whole(layout: Layout, cut: LayerArchitecture, whole: Collection[int]) -> Architecture:
@@ -119,11 +124,9 @@ def largest(layout: Layout, budgets: Sequence[Budget], candidate: Callable[[floa
     Raises:
         BudgetError: none of them meets the budgets.
     """
-    dense = cost_of(layout, Architecture.dense(layout))
 
     def fits(step: int) -> bool:
-        cost = cost_of(layout, candidate(step / _STEPS))
-        return all(getattr(cost, budget.metric) <= budget.limit(dense) for budget in budgets)
+        return _fits(layout, budgets, candidate(step / _STEPS))
 
     if not fits(0):
         raise BudgetError(
@@ -137,3 +140,8 @@ def largest(layout: Layout, budgets: Sequence[Budget], candidate: Callable[[floa
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return candidate(low / _STEPS)
+
+
+def _fits(layout: Layout, budgets: Sequence[Budget], architecture: Architecture) -> bool:
+    dense, cost = cost_of(layout, Architecture.dense(layout)), cost_of(layout, architecture)
+    return all(getattr(cost, budget.metric) <= budget.limit(dense) for budget in budgets)

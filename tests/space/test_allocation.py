@@ -89,8 +89,10 @@ def test_evenly_sparse_is_within_the_budget_and_spread_over_depth(share):
     sparse = [index for index, layer in enumerate(architecture.layers) if layer.mlp_sparsity]
     gaps = [b - a for a, b in zip([-1, *sparse], [*sparse, SMOLLM2_135M.layers], strict=True)]
     assert max(gaps) <= 2 * SMOLLM2_135M.layers / len(sparse)
-    denser = architecture.replace(sparse[0], mlp_sparsity=0.0)
-    assert not fits(SMOLLM2_135M, denser, budget)
+    for index, layer in enumerate(architecture.layers):
+        for gene in ("mlp_sparsity", "attention_sparsity"):
+            if getattr(layer, gene):
+                assert not fits(SMOLLM2_135M, architecture.replace(index, **{gene: 0.0}), budget)
 
 
 def test_evenly_sparse_over_the_budget():
