@@ -117,8 +117,8 @@ def thin(
         weight: (out_features, in_features), of the features that stay.
         inputs: of the same features.
         sparsity: share of zeros per row, the count rounded down; with a pattern, M - N of every M.
-        attention: whether the projection is one of attention, where alone DSnoT swaps, as in its authors' code: in
-            MLPs its swaps cost more than they bring (docs/criteria.md).
+        attention: whether the projection is one of attention, where alone DSnoT swaps: the default of its authors' code
+            (docs/criteria.md has what swapping in MLPs as well gives).
 
     Raises:
         SettingError: the pattern has another sparsity, or does not divide the features.

@@ -2,17 +2,19 @@
 
     python -m tests.benchmarks.speed [--quick] [--seed N]
 
-SmolLM2-135M on 4,096 tokens of WikiText-2 validation text. Every figure is a ratio of times taken in turns in this run,
-so that what else the machine does falls on both sides; peak memory is that of a process of its own.
+SmolLM2-135M on 4,096 tokens of WikiText-2 validation text. Every figure is a ratio of times taken in this run; all
+times are kept with the result. Peak memory is that of a process of its own.
 
 | figure | what is divided by what |
 | --- | --- |
-| `matmul_peak_fraction` | all linear projections and the vocabulary's, nothing else, by a whole measurement, by sequence length; attention's products count as overhead |
-| `time_per_flop_removed` | share of a measurement's time by share of its FLOPs (attention and vocabulary included) that uniform widths save |
+| `matmul_peak_fraction` | linear projections alone, the vocabulary's included, by a measurement; by sequence length |
+| `time_per_flop_removed` | share of the time by share of the FLOPs that uniform widths save, all FLOPs counted |
 | `switch_fraction` | installing another architecture of prepared levels by measuring it |
-| `prior_fraction` | measuring each sub-block changed alone, at three levels, by as many measurements of the dense model |
-| `peak_memory_ratio` | peak memory less that before the model is read and less one batch, by the dense weights |
-"""  # noqa: E501  one line a row
+| `prior_fraction` | measuring each sub-block alone at three levels by as many measurements of the dense model |
+| `peak_memory_ratio` | peak less that before the model is read and less one batch, by the dense weights |
+
+Attention's own products count as overhead.
+"""
 
 import json
 import os
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,7 +41,6 @@ from tests.benchmarks.record import DATA, ROOT, arguments, finish
 
 LENGTHS = (512, 2048)  # of a sequence; the first is what runs use
 TOKENS = 4096
-LEVELS = (0.0, 1 / 3, 2 / 3)  # kept shares of a sub-block
 SAVED_FLOPS = 0.2
 SWITCHES = 12
 
@@ -173,8 +175,8 @@ def switch_fraction(judge: Evaluator, seed: int) -> tuple[float, dict[str, Any]]
         judge.surgeon.install(architecture)
     installed, measured = [], []
     for architecture in drawn:
-        installed.append(seconds(lambda: judge.surgeon.install(architecture)))  # noqa: B023  called at once
-        measured.append(seconds(lambda: measure(judge, architecture)))  # noqa: B023
+        installed.append(seconds(partial(judge.surgeon.install, architecture)))
+        measured.append(seconds(partial(measure, judge, architecture)))
     fraction = statistics.median(installed) / statistics.median(measured)
     return round(fraction, 5), {"install_seconds": installed, "measure_seconds": measured}
 
@@ -182,7 +184,7 @@ def switch_fraction(judge: Evaluator, seed: int) -> tuple[float, dict[str, Any]]
 def prior_fraction(judge: Evaluator, turns: int) -> tuple[float, dict[str, Any]]:
     """Return what share of whole measurements the prior's take, which share the dense model's first layers."""
     layout = judge.dense.layout
-    space = build_space(layout, width_step=layout.mlp_width // 3)
+    space = build_space(layout, width_step=layout.mlp_width // 3)  # nothing, a third and two thirds kept
     singles = prior_architectures(space)
     whole = Architecture.dense(layout)
     for architecture in singles:
