@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from evaluator.checkpoint import DenseModel
+from evaluator.kernels import EAGER, Kernels, running_by
 from evaluator.pruning import iterate_batches
 
 TOP_K = 256
 TAIL_DRAWS = 64  # per predicted token
 BATCH_TOKENS = 4096  # tokens through the decoder at once
 CHUNK_TOKENS = 512  # tokens through the vocabulary projection at once: full logits never exist
+_REFERENCE_ROWS = 128  # tokens whose whole distribution is there at once
 _DRAWS_SEED = 0
 
 
@@ -68,12 +70,13 @@ def make_reference(dense: DenseModel, tokens: Tensor) -> Reference:
     ids, logprobs, rests, best = [], [], [], []
     generator = torch.Generator().manual_seed(_DRAWS_SEED)
     for logits, _ in _logits(dense, tokens):
-        chunk = logits.log_softmax(dim=-1)
-        chosen, rest = _choose(chunk, generator)
-        ids.append(chosen.int().cpu())
-        logprobs.append(chunk.gather(1, chosen).cpu())
-        best.append(logits.argmax(dim=-1).cpu())
-        rests.append(rest.cpu())
+        for part in logits.split(_REFERENCE_ROWS):
+            chunk = part.log_softmax(dim=-1, dtype=torch.float32)
+            chosen, rest = _choose(chunk, generator)
+            ids.append(chosen.int().cpu())
+            logprobs.append(chunk.gather(1, chosen).cpu())
+            best.append(part.argmax(dim=-1).cpu())
+            rests.append(rest.cpu())
     return Reference(tokens, torch.cat(ids), torch.cat(logprobs), torch.cat(rests), torch.cat(best))
 
 
@@ -97,29 +100,28 @@ def _choose(logprobs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
     return torch.cat([top, draws.to(top.device)], dim=1), rest
 
 
-def score_tokens(dense: DenseModel, reference: Reference) -> TokenScores:
+def score_tokens(dense: DenseModel, reference: Reference, kernels: Kernels = EAGER) -> TokenScores:
     """Score whatever is installed in the model now against the dense reference.
 
     Args:
         dense: the model, pruned or not.
         reference: the dense model's predictions on the text to score.
+        kernels: by which steps the decoder and the loss run.
     """
     nlls, kls, agreements = [], [], []
     first = 0
-    for logits, targets in _logits(dense, reference.tokens):
+    for logits, targets in _logits(dense, reference.tokens, kernels):
         rows = slice(first, first + len(targets))
         first += len(targets)
-        ids = reference.ids[rows].to(logits.device).long()
-        total = logits.logsumexp(dim=-1)
-        nlls.append(total - logits.gather(1, targets[:, None])[:, 0])
-        kls.append(
-            _divergence(
-                reference.logprobs[rows].to(logits.device),
-                reference.rest[rows].to(logits.device),
-                logits.gather(1, ids) - total[:, None],
-            )
-        )
-        agreements.append((logits.argmax(dim=-1) == reference.best[rows].to(logits.device)).float())
+        ids, best = reference.ids[rows].to(logits.device), reference.best[rows].to(logits.device)
+        highest, total = kernels.summary(logits)
+        wanted = torch.cat([ids.long(), targets[:, None], best[:, None]], dim=1)
+        found = logits.gather(1, wanted).float()
+        nlls.append(total - found[:, -2])
+        # A tie is an agreement: which of two equal logits comes first is chance.
+        agreements.append((found[:, -1] >= highest).float())
+        logprobs, rest = reference.logprobs[rows].to(logits.device), reference.rest[rows].to(logits.device)
+        kls.append(_divergence(logprobs, rest, found[:, :-2] - total[:, None]))
     return TokenScores(torch.cat(nlls).cpu(), torch.cat(kls).cpu(), torch.cat(agreements).cpu())
 
 
@@ -137,12 +139,18 @@ def _divergence(logprobs: Tensor, rest: Tensor, pruned: Tensor) -> Tensor:
     return top + rest * drawn.mean(dim=-1) if drawn.shape[1] else top
 
 
-def _logits(dense: DenseModel, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (logits (chunk, vocabulary) float32, targets (chunk,)) over all predicted tokens, in order."""
+def _logits(dense: DenseModel, tokens: Tensor, kernels: Kernels = EAGER) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (logits (chunk, vocabulary), targets (chunk,)) over all predicted tokens, in order.
+
+    Logits are good until the next are asked for: their memory is used again, since that of new ones would cost more
+    time than the product.
+    """
+    head = dense.head()
     with torch.inference_mode():
         for batch in iterate_batches(tokens, BATCH_TOKENS):
             batch = batch.to(dense.model.device)
-            hidden = dense.decoder(batch, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+            with running_by(kernels, dense.decoder):
+                hidden = dense.decoder(batch, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
             targets = batch[:, 1:].flatten()
             for part, wanted in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
-                yield dense.project(part), wanted
+                yield head(part), wanted

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,11 +47,26 @@ class DenseModel:
         assert isinstance(layers, torch.nn.ModuleList)
         return layers
 
-    def project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Turn final hidden states (tokens, hidden) into logits (tokens, vocabulary), float32, as the model does."""
-        logits: torch.Tensor = self.model.get_output_embeddings()(hidden).float()
+    def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return what turns final hidden states (tokens, hidden) into logits (tokens, vocabulary), as the model does.
+
+        Logits are good until the next call, whose memory is the same.
+        """
+        project: Any = self.model.get_output_embeddings()
         cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma's
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        if cap is not None:
+            return lambda hidden: cap * torch.tanh(project(hidden).float() / cap)
+        if not isinstance(project, torch.nn.Linear) or project.bias is not None:
+            return lambda hidden: project(hidden)
+        weight, buffer = project.weight, torch.empty(0, device=project.weight.device, dtype=project.weight.dtype)
+
+        def multiply(hidden: torch.Tensor) -> torch.Tensor:
+            nonlocal buffer
+            if len(hidden) > len(buffer):
+                buffer = hidden.new_empty(len(hidden), len(weight))
+            return torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
+
+        return multiply
 
     @property
     def longest_sequence(self) -> int:
