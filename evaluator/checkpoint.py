@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,27 +46,6 @@ class DenseModel:
         layers = self.model.get_submodule(self.layout.record.layers)
         assert isinstance(layers, torch.nn.ModuleList)
         return layers
-
-    def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return what turns final hidden states (tokens, hidden) into logits (tokens, vocabulary), as the model does.
-
-        Logits are good until the next call, whose memory is the same.
-        """
-        project: Any = self.model.get_output_embeddings()
-        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma's
-        if cap is not None:
-            return lambda hidden: cap * torch.tanh(project(hidden).float() / cap)
-        if not isinstance(project, torch.nn.Linear) or project.bias is not None:
-            return lambda hidden: project(hidden)
-        weight, buffer = project.weight, torch.empty(0, device=project.weight.device, dtype=project.weight.dtype)
-
-        def multiply(hidden: torch.Tensor) -> torch.Tensor:
-            nonlocal buffer
-            if len(hidden) > len(buffer):
-                buffer = hidden.new_empty(len(hidden), len(weight))
-            return torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
-
-        return multiply
 
     @property
     def longest_sequence(self) -> int:

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evaluator.accuracy import BATCH_TOKENS, Reference, make_reference, score_tokens
+from evaluator.accuracy import BATCH_TOKENS, Reference, estimating_pays, make_reference, score_tokens
 from evaluator.calibration import calibrate
 from evaluator.checkpoint import DenseModel
-from evaluator.measurement import Measurement, Protocol
+from evaluator.kernels import KernelsName, choose_kernels, running_by
+from evaluator.measurement import DIVERGENCE, ESTIMATED_DIVERGENCE, Measurement, Protocol
 from evaluator.pruning import Levels, Surgeon, passed_over
 from evaluator.splits import Texts
 from evaluator.store import PairStore
@@ -35,9 +36,11 @@ class Evaluator:
         criterion: what to prune by; None takes the default one.
         folder: where calibration statistics and prepared levels are kept; None keeps them in memory.
         progress: told 1 after each layer that is calibrated.
+        kernels: by which steps to measure; see `choose_kernels`.
 
     Raises:
         RunFolderError: the statistics in the folder are damaged.
+        SettingError: kernels cannot be had here.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class Evaluator:
         criterion: Criterion | None = None,
         folder: Path | None = None,
         progress: Callable[[int], None] = lambda _: None,
+        kernels: KernelsName = "auto",
     ) -> None:
         self.dense = dense
+        self.kernels = choose_kernels(kernels, dense)
         self.texts = texts
         self.store = store
         self.criterion = criterion or Criterion()
@@ -91,7 +96,14 @@ class Evaluator:
             criterion=str(self.criterion),
             calibration=self.texts.fingerprint("calibrate"),
             dtype=self.dense.dtype,
+            divergence=ESTIMATED_DIVERGENCE if self._estimated(split) else DIVERGENCE,
+            kernels=self.kernels.name,
         )
+
+    def _estimated(self, split: str) -> bool:
+        """Return whether the quicker loss is good enough: for the text that only ranks, its error is below that of
+        the text itself, and the figures that people are told are of other splits."""
+        return split == "search" and estimating_pays(self.dense)
 
     def measure(
         self,
@@ -134,14 +146,14 @@ class Evaluator:
         first = changed[0] if changed else 0
         replay = _replayed(self.dense.layers, first, prefix[first]) if prefix and first else contextlib.nullcontext()
         with replay:
-            scores = score_tokens(self.dense, reference)
+            scores = score_tokens(self.dense, reference, self.kernels, self._estimated(split))
         return Measurement.from_scores(scores, len(reference.tokens), protocol, time.perf_counter() - started)
 
     def _reference(self, split: str) -> Reference:
         if split not in self._references:
             tokens = self.texts.tokens[split]
             self.surgeon.restore()
-            self._references[split] = make_reference(self.dense, tokens)
+            self._references[split] = make_reference(self.dense, tokens, self.kernels)
             layout = self.dense.layout
             size = tokens.numel() * layout.hidden_size * layout.layers * self.dense.model.dtype.itemsize
             # One batch only: a prefix of several would have to be replayed batch by batch.
@@ -156,7 +168,7 @@ class Evaluator:
             layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) for layer in self.dense.layers
         ]
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), running_by(self.kernels, self.dense.decoder):
                 self.dense.decoder(tokens.to(self.dense.model.device), use_cache=False)
         finally:
             for handle in handles:

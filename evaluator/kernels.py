@@ -19,12 +19,19 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
 from torch.nn import functional
 
+from evaluator.checkpoint import DenseModel
+from space import SettingError
+
+KernelsName = Literal["auto", "eager", "compiled"]
+
+_FEWEST_PARAMETERS = 50_000_000  # of a model that takes minutes to search, as compiling may take a quarter of one
 _BLOCK_COLUMNS = 4096  # of the vocabulary, turned into float32 at once where nothing is compiled
 
 
@@ -68,25 +75,49 @@ class Kernels:
 EAGER = Kernels("eager", rms_norm, gated, summary_in_blocks)
 
 
+def choose_kernels(name: KernelsName, dense: DenseModel) -> Kernels:
+    """Return the steps to measure a model by; `auto` compiles where that is soon worth its seconds.
+
+    Args:
+        name: `auto`, `eager` or `compiled`.
+        dense: the model.
+
+    Raises:
+        SettingError: they must be compiled, but cannot.
+    """
+    pays = dense.model.device.type == "cpu" and dense.model.num_parameters() >= _FEWEST_PARAMETERS
+    if name == "eager" or (name == "auto" and not pays):
+        return EAGER
+    found = _compiled()
+    if found is None and name == "compiled":
+        raise SettingError(
+            "Kernels can be compiled only where torch finds a C++ compiler whose code agrees with its own, but "
+            "compiled was asked for here; install g++, or take kernels: auto."
+        )
+    return found or EAGER
+
+
 @functools.cache
-def compiled() -> Kernels:
-    """Return compiled steps, or the eager ones where they do not compile or do not agree."""
-    found = Kernels("compiled", *(torch.compile(step, dynamic=True) for step in (rms_norm, gated, summary_at_once)))
+def _compiled() -> Kernels | None:
+    """Return compiled steps, or none where they do not compile or do not agree with the eager ones."""
+    make: Any = functools.partial(torch.compile, dynamic=True)
+    found = Kernels("compiled", make(rms_norm), make(gated), make(summary_at_once))
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(8, 96, generator=generator).bfloat16()
     try:
-        with torch.inference_mode():
+        # A pool of compiling processes would take more memory and time to start than three steps to compile.
+        with torch.inference_mode(), inductor_config.patch(compile_threads=1):
             for step, arguments in (
                 ("rms_norm", (rows, rows[0], 1e-5)),
                 ("gated", (rows, rows.flip(0))),
                 ("summary", (rows,)),
             ):
                 torch.testing.assert_close(
-                    getattr(found, step)(*arguments), getattr(EAGER, step)(*arguments), atol=0.05, rtol=0.02
+                    getattr(found, step)(*arguments), getattr(EAGER, step)(*arguments), atol=0.02, rtol=0.02
                 )
     except Exception as error:  # whatever a missing or foreign compiler raises
         logging.getLogger(__name__).info("steps are not compiled: %s", error)
-        return EAGER
+        return None
     return found
 
 
@@ -98,7 +129,7 @@ def running_by(kernels: Kernels, decoder: nn.Module) -> Iterator[None]:
         if kernels is not EAGER:
             for module in decoder.modules():
                 if (forward := _forward(kernels, module)) is not None:
-                    module.forward = forward  # type: ignore[method-assign]
+                    module.forward = forward
                     replaced.append(module)
         yield
     finally:
@@ -107,14 +138,24 @@ def running_by(kernels: Kernels, decoder: nn.Module) -> Iterator[None]:
 
 
 def _forward(kernels: Kernels, module: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return a module's compiled form, if it has one."""
+    """Return a module's compiled form, if it has one and nobody else has changed how it runs."""
+    if "forward" in vars(module):
+        return None
     if hasattr(module, "variance_epsilon") and hasattr(module, "weight"):
-        return lambda hidden: kernels.rms_norm(hidden, module.weight, module.variance_epsilon)
+        return lambda hidden: kernels.rms_norm(hidden.flatten(0, -2), module.weight, module.variance_epsilon).view_as(
+            hidden
+        )
     if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")) and _is_silu(
         module.act_fn
     ):
-        return lambda hidden: module.down_proj(kernels.gated(module.gate_proj(hidden), module.up_proj(hidden)))
+        return lambda hidden: _gated_mlp(kernels, module, hidden)
     return None
+
+
+def _gated_mlp(kernels: Kernels, module: Any, hidden: Tensor) -> Tensor:
+    rows = hidden.flatten(0, -2)  # one shape, one graph
+    found: Tensor = module.down_proj(kernels.gated(module.gate_proj(rows), module.up_proj(rows)))
+    return found.view_as(hidden)
 
 
 def _is_silu(activation: nn.Module) -> bool:

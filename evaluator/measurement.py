@@ -15,6 +15,9 @@ from space import MeasurementError
 # Neighbouring tokens are correlated; means of this many are nearly independent, so they carry the standard error.
 BLOCK_TOKENS = 64
 
+DIVERGENCE = "top 256 + 64 draws from the rest"
+ESTIMATED_DIVERGENCE = f"{DIVERGENCE}, normalised by them"
+
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
@@ -29,9 +32,10 @@ class Protocol:
     criterion: str
     calibration: str  # fingerprint of the calibration set's token ids
     dtype: str
-    divergence: str = "top 256 + 64 draws from the rest"
+    divergence: str = DIVERGENCE
+    kernels: str = "eager"  # or compiled, which round less often
     recovery: str = "none"
-    version: int = 2  # of the measuring code; raised when the same settings would give other numbers
+    version: int = 3  # of the measuring code; raised when the same settings would give other numbers
 
     def to_json(self) -> str:
         """Return canonical JSON."""

@@ -120,6 +120,7 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
                 criterion=config.criterion.criterion,
                 folder=files.prepared,
                 progress=advance,
+                kernels=config.kernels,
             )
         baselines = fixed | scored_allocations(space, judge.surgeon)
         run = Run(config, files, reporter, judge, space, baselines, [])

@@ -43,7 +43,9 @@ def open_evaluator(run: RunFolder) -> Iterator[Evaluator]:
     dense = open_dense(config)
     run.keep_layout(config.model, dense.weights_hash, dense.layout)
     try:
-        yield Evaluator(dense, texts, store, criterion=config.criterion.criterion, folder=run.prepared)
+        yield Evaluator(
+            dense, texts, store, criterion=config.criterion.criterion, folder=run.prepared, kernels=config.kernels
+        )
     finally:
         store.close()
 

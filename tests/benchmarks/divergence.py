@@ -3,7 +3,8 @@
     python -m tests.benchmarks.divergence [--quick] [--seed N]
 
 Exact log-probabilities of the dense model are kept for a few sequences and compared, for the baselines at 80 % and for
-one channel less in one layer, with what the evaluator reports and with the usual single bucket for the rest.
+one channel less in one layer, with what the evaluator reports, with what it ranks by on the search text (q normalised
+by the tokens kept) and with the usual single bucket for the rest.
 """
 
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from evaluator import SELF, DenseModel, SplitSizes, open_model, prepare_texts
-from evaluator.accuracy import TOP_K, _logits, make_reference, score_tokens
+from evaluator.accuracy import TOP_K, _hidden, make_reference, score_tokens
+from evaluator.head import Head
 from evaluator.pruning import Surgeon, gather_statistics
 from evaluator.texts import tokenise
 from space import Architecture, Budget, Criterion, uniform_widths, whole_ends
@@ -37,7 +39,7 @@ def main() -> None:
     pruned = [row for row in rows if row["architecture"] != "one_channel_less"]
     figures = {
         f"largest_error_{way}": round(max(abs(row[way] / row["exact"] - 1) for row in pruned), 5)
-        for way in ("draws", "one_bucket")
+        for way in ("draws", "estimated", "one_bucket")
     }
     finish("divergence", figures, {"seed": options.seed, "model": Path(model).name, "rows": rows}, options.quick)
 
@@ -45,7 +47,8 @@ def main() -> None:
 def _compare(dense: DenseModel, surgeon: Surgeon, text: str, tokens: Tensor) -> list[dict[str, Any]]:
     surgeon.restore()
     reference = make_reference(dense, tokens)
-    before = torch.cat([logits.log_softmax(dim=-1) for logits, _ in _logits(dense, tokens)])
+    head = Head(dense)
+    before = torch.cat([head(hidden).float().log_softmax(dim=-1) for hidden, _ in _hidden(dense, tokens)])
     layout = dense.layout
     budget = [Budget.parse("parameters=0.8")]
     asked = {
@@ -57,18 +60,20 @@ def _compare(dense: DenseModel, surgeon: Surgeon, text: str, tokens: Tensor) -> 
     for name, architecture in asked.items():
         surgeon.install(architecture)
         exact, bucket = _exact(dense, before, tokens)
-        found = float(score_tokens(dense, reference).kl.mean())
-        rows.append({"text": text, "architecture": name, "exact": exact, "draws": found, "one_bucket": bucket})
+        draws, estimated = (float(score_tokens(dense, reference, estimated=each).kl.mean()) for each in (False, True))
+        found = {"exact": exact, "draws": draws, "estimated": estimated, "one_bucket": bucket}
+        rows.append({"text": text, "architecture": name, **found})
     return rows
 
 
 def _exact(dense: DenseModel, before: Tensor, tokens: Tensor) -> tuple[float, float]:
     """Return mean KL over the whole vocabulary, and with all but the top merged into one bucket."""
     exact, merged, first = [], [], 0
-    for logits, _ in _logits(dense, tokens):
-        p = before[first : first + len(logits)]
-        first += len(logits)
-        q = logits.log_softmax(dim=-1)
+    head = Head(dense)
+    for hidden, _ in _hidden(dense, tokens):
+        p = before[first : first + len(hidden)]
+        first += len(hidden)
+        q = head(hidden).float().log_softmax(dim=-1)
         exact.append((p.exp() * (p - q)).sum(dim=-1))
         top = p.topk(min(TOP_K, p.shape[-1]), dim=-1)
         log_q = q.gather(1, top.indices)

@@ -85,6 +85,52 @@ def test_divergence_from_the_top_and_draws_from_the_rest_is_unbiased(trained, da
     surgeon.restore()
 
 
+@pytest.mark.parametrize(("draws", "error"), [(64, 0.08), (2048, 0.03)])
+def test_estimating_the_normaliser_from_the_tokens_kept(trained, data, monkeypatch, draws, error):
+    monkeypatch.setattr(accuracy_module, "TOP_K", 32)  # of 512 tokens
+    monkeypatch.setattr(accuracy_module, "TAIL_DRAWS", draws)
+    tokens = tokenise(trained, str(data / "text" / "tinystories.txt"))[: 8 * 128].view(8, 128)
+    reference = make_reference(trained, tokens)
+    exact = score_tokens(trained, reference)
+    own = score_tokens(trained, reference, estimated=True)
+    # Of the dense model itself every draw says the same, so nothing is left to chance.
+    torch.testing.assert_close(own.nll, exact.nll, atol=1e-4, rtol=1e-4)
+    assert own.kl.abs().max() < 1e-4
+    surgeon = make_surgeon(trained)
+    dense = Architecture.dense(trained.layout)
+    for architecture in (dense.replace(2, mlp_width=64), dense.replace(1, kv_groups=1, mlp_sparsity=0.5)):
+        surgeon.install(architecture)
+        exact, own = (score_tokens(trained, reference, estimated=each) for each in (False, True))
+        assert exact.kl.mean() > 0.01
+        assert own.kl.mean() == pytest.approx(exact.kl.mean().item(), rel=error)
+        assert own.nll.mean() == pytest.approx(exact.nll.mean().item(), rel=error / 2)
+        assert own.agreement.mean() >= exact.agreement.mean()  # a rival outside the tokens kept is not seen
+        assert own.agreement.mean() == pytest.approx(exact.agreement.mean().item(), abs=0.02)
+        assert not torch.equal(own.kl, exact.kl)
+    surgeon.restore()
+
+
+def test_only_the_search_text_is_scored_by_an_estimate(pico, tmp_path, monkeypatch):
+    asked = [mixed(pico)]
+
+    def kls(place):
+        judge = make_evaluator(pico, tmp_path / place)
+        protocols = {split: judge.protocol(split).divergence for split in ("search", "validate", "report")}
+        found = [judge.measure(asked, split, "user")[0].kl for split in protocols]
+        judge.surgeon.restore()
+        return protocols, found
+
+    protocols, exact = kls("exact")
+    assert set(protocols.values()) == {"top 256 + 64 draws from the rest"}  # a small vocabulary is quick as it is
+    monkeypatch.setattr(accuracy_module, "_FEWEST_WORDS", 100)
+    monkeypatch.setattr(accuracy_module, "TOP_K", 32)
+    protocols, estimated = kls("estimated")
+    assert protocols["search"] == "top 256 + 64 draws from the rest, normalised by them"
+    assert protocols["validate"] == protocols["report"] == "top 256 + 64 draws from the rest"
+    assert estimated[0] == pytest.approx(exact[0], rel=0.2)
+    assert estimated[1:] == pytest.approx(exact[1:], rel=0.05)
+
+
 def test_draws_are_from_the_rest_in_proportion_and_repeat():
     logprobs = torch.randn(400, 300, generator=torch.Generator().manual_seed(0)).log_softmax(-1)[:1].expand(400, 300)
     (ids, rest), (again, _) = (_choose(logprobs, torch.Generator().manual_seed(1)) for _ in range(2))
