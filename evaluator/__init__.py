@@ -10,6 +10,7 @@ from evaluator.builtin import PACKAGED_MODELS
 from evaluator.checkpoint import DenseModel, choose_dtype, hash_weights, open_model
 from evaluator.evaluator import Evaluator
 from evaluator.measurement import Difference, Measurement, Protocol, difference
+from evaluator.precision import Agreement, agreement_with_float32
 from evaluator.pruned_model import PRUNED
 from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts, text_to_write
 from evaluator.store import Pair, PairStore
@@ -24,6 +25,7 @@ __all__ = [
     "PRUNED",
     "SELF",
     "SPLITS",
+    "Agreement",
     "DenseModel",
     "Difference",
     "Evaluator",
@@ -33,6 +35,7 @@ __all__ = [
     "Protocol",
     "SplitSizes",
     "Texts",
+    "agreement_with_float32",
     "choose_dtype",
     "difference",
     "hash_weights",

@@ -19,6 +19,7 @@ of 99 % of the vocabulary. `python -m tests.benchmarks.divergence` gives the err
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,18 +74,29 @@ def make_reference(dense: DenseModel, tokens: Tensor, kernels: Kernels = EAGER) 
         tokens: (sequences, sequence_length) token ids.
         kernels: by which steps the decoder runs.
     """
-    ids, logprobs, rests, best = [], [], [], []
+    vocabulary = dense.layout.vocabulary
+    predicted = tokens.shape[0] * (tokens.shape[1] - 1)
+    columns = TOP_K + TAIL_DRAWS if vocabulary > TOP_K else vocabulary
+    # All at the start: small results kept between large ones that go would leave holes that nothing fits into.
+    reference = Reference(
+        tokens,
+        ids=torch.empty(predicted, columns, dtype=torch.int32),
+        logprobs=torch.empty(predicted, columns),
+        rest=torch.empty(predicted),
+        best=torch.empty(predicted, dtype=torch.int64),
+    )
     generator = torch.Generator().manual_seed(_DRAWS_SEED)
     head = Head(dense)
+    first = 0
     for hidden, _ in _hidden(dense, tokens, kernels):
         for part in head(hidden).split(_REFERENCE_ROWS):
+            rows = slice(first, first + len(part))
+            first += len(part)
             chunk = part.log_softmax(dim=-1, dtype=torch.float32)
             chosen, rest = _choose(chunk, generator)
-            ids.append(chosen.int().cpu())
-            logprobs.append(chunk.gather(1, chosen).cpu())
-            best.append(part.argmax(dim=-1).cpu())
-            rests.append(rest.cpu())
-    return Reference(tokens, torch.cat(ids), torch.cat(logprobs), torch.cat(rests), torch.cat(best))
+            reference.ids[rows], reference.logprobs[rows] = chosen, chunk.gather(1, chosen)
+            reference.best[rows], reference.rest[rows] = part.argmax(dim=-1), rest
+    return reference
 
 
 def _choose(logprobs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -179,10 +191,12 @@ def _divergence(logprobs: Tensor, rest: Tensor, pruned: Tensor) -> Tensor:
 
 def _hidden(dense: DenseModel, tokens: Tensor, kernels: Kernels = EAGER) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (final hidden states (chunk, hidden), targets (chunk,)) over all predicted tokens, in order."""
+    projection: Any = dense.model.get_output_embeddings()
     with torch.inference_mode():
         for batch in iterate_batches(tokens, BATCH_TOKENS):
             batch = batch.to(dense.model.device)
             with running_by(kernels, dense.decoder):
                 hidden = dense.decoder(batch, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+            hidden = hidden.to(projection.weight.device)  # the last of several
             targets = batch[:, 1:].flatten().to(hidden.device)
             yield from zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)

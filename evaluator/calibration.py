@@ -48,7 +48,8 @@ def calibrate(
     key = hashlib.sha256(f"{name} {criterion}".encode()).hexdigest()[:16]
     if folder is None:
         return list(_gather(dense, texts, criterion, progress)), key
-    files = StatisticsFolder(folder / "statistics", dense.layout.layers, dense.layout.record, dense.model.device)
+    devices = [next(layer.parameters()).device for layer in dense.layers]
+    files = StatisticsFolder(folder / "statistics", dense.layout.record, devices)
     if not files.complete(name, criterion):
         for index, statistics in enumerate(_gather(dense, texts, criterion, progress)):
             files.write(index, statistics, name)
@@ -70,19 +71,17 @@ class StatisticsFolder(Sequence[LayerStatistics]):
 
     Args:
         folder: of the files.
-        layers: their number.
         family: which projections share inputs.
-        device: where tensors go.
+        devices: where each layer's tensors go.
     """
 
-    def __init__(self, folder: Path, layers: int, family: Family, device: torch.device) -> None:
+    def __init__(self, folder: Path, family: Family, devices: Sequence[torch.device]) -> None:
         self._folder = folder
-        self._layers = layers
         self._family = family
-        self._device = device
+        self._devices = devices
 
     def __len__(self) -> int:
-        return self._layers
+        return len(self._devices)
 
     @overload
     def __getitem__(self, index: int) -> LayerStatistics: ...
@@ -90,13 +89,13 @@ class StatisticsFolder(Sequence[LayerStatistics]):
     def __getitem__(self, index: slice) -> list[LayerStatistics]: ...
     def __getitem__(self, index: int | slice) -> LayerStatistics | list[LayerStatistics]:
         if isinstance(index, slice):
-            return [self[each] for each in range(self._layers)[index]]
-        file = self._file(range(self._layers)[index])
+            return [self[each] for each in range(len(self))[index]]
+        file = self._file(range(len(self))[index])
         try:
             with safe_open(file, "pt") as saved:
                 metadata = saved.metadata()
             # Not `get_tensor`, which loses a Ctrl-C that falls into it.
-            tensors = {name: tensor.to(self._device) for name, tensor in load(file.read_bytes()).items()}
+            tensors = {name: tensor.to(self._devices[index]) for name, tensor in load(file.read_bytes()).items()}
         except (OSError, SafetensorError) as error:
             raise _damaged(file, error) from error
         fields: dict[str, dict[str, Tensor]] = {}
@@ -114,7 +113,7 @@ class StatisticsFolder(Sequence[LayerStatistics]):
         Raises:
             RunFolderError: a file is damaged.
         """
-        for index in range(self._layers):
+        for index in range(len(self)):
             file = self._file(index)
             if not file.exists():
                 return False

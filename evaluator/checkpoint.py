@@ -1,9 +1,11 @@
 """Opening a dense model: a Hugging Face id or folder, a GGUF file, or a built-in name."""
 
 import contextlib
+import functools
 import hashlib
 import logging
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 from evaluator.builtin import PACKAGED_MODELS, cache_folder, packaged_gguf
 from space import Layout, ModelError, family_of
+
+SEVERAL = "auto"  # devices, as many as the model needs
+
+_TRIES = 7  # of a product, of which the best counts
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -36,6 +42,11 @@ class DenseModel:
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
+    def weights_bytes(self) -> int:
+        """Memory that the weights take, shared ones once."""
+        return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+
+    @property
     def decoder(self) -> torch.nn.Module:
         """The module that turns token ids into final hidden states."""
         return self.model.get_submodule(self.layout.record.decoder)
@@ -54,18 +65,36 @@ class DenseModel:
 
 
 def choose_dtype(name: DTypeName, device: str = "cpu") -> torch.dtype:
-    """Return the dtype to run in; `auto` takes bfloat16 where the hardware multiplies it, else float32.
+    """Return the dtype to run in; `auto` takes bfloat16 where the hardware multiplies it faster, else float32.
 
     Args:
         name: `auto` or a dtype's name.
-        device: a torch device.
+        device: a torch device, or `auto`.
     """
     if name != "auto":
         return torch.float32 if name == "float32" else torch.bfloat16 if name == "bfloat16" else torch.float16
-    if torch.device(device).type == "cuda":
+    on_gpu = torch.cuda.is_available() if device == SEVERAL else torch.device(device).type == "cuda"
+    if on_gpu:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     capable = torch.cpu.get_capabilities()
-    return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32
+    has_instructions = capable.get("avx512_bf16") or capable.get("amx_bf16")
+    return torch.bfloat16 if has_instructions and _bfloat16_is_faster() else torch.float32
+
+
+@functools.cache
+def _bfloat16_is_faster() -> bool:
+    """Return whether a matrix product takes at most two thirds of float32's time here; the best of a few tries each."""
+    wide = torch.ones(512, 512)
+    narrow = wide.bfloat16()
+    best = {}
+    for matrix in (wide, narrow):
+        taken = []
+        for _ in range(_TRIES):
+            started = time.perf_counter()
+            torch.mm(matrix, matrix)
+            taken.append(time.perf_counter() - started)
+        best[matrix.dtype] = min(taken)
+    return best[torch.bfloat16] < 2 / 3 * best[torch.float32]
 
 
 def open_model(
@@ -76,7 +105,7 @@ def open_model(
     Args:
         name: a built-in name (`smollm2-135m`), a folder, a .gguf file, or a Hugging Face id.
         dtype: what to run in; see `choose_dtype`.
-        device: a torch device.
+        device: a torch device, or `auto` to lay the model over all GPUs there are, as accelerate sees fit.
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
@@ -88,11 +117,25 @@ def open_model(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         family_of(config.model_type)  # refuse before the weights are read
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=choose_dtype(dtype, device), trust_remote_code=trust_remote_code, use_safetensors=True
+            folder,
+            dtype=choose_dtype(dtype, device),
+            device_map=device,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    model.eval().requires_grad_(False).to(device)
+    _check_in_memory(name, model)
+    model.eval().requires_grad_(False)
     return DenseModel(name, model, tokenizer, Layout.from_config(config.to_dict()), hash_weights(model))
+
+
+def _check_in_memory(name: str, model: PreTrainedModel) -> None:
+    """Refuse a model of which accelerate has left weights on the disk: they are changed here, not only read."""
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ModelError(
+            f"A model must fit into the memory of its devices, but {name!r} does not; take a machine with more, "
+            "or dtype: bfloat16."
+        )
 
 
 def _resolve(name: str) -> str:

@@ -14,14 +14,11 @@ from evaluator.calibration import calibrate
 from evaluator.checkpoint import DenseModel
 from evaluator.kernels import KernelsName, choose_kernels, running_by
 from evaluator.measurement import DIVERGENCE, ESTIMATED_DIVERGENCE, Measurement, Protocol
+from evaluator.memory import LEVELS_SHARE, PREFIX_SHARE, allowance, give_back
 from evaluator.pruning import Levels, Surgeon, passed_over
 from evaluator.splits import Texts
 from evaluator.store import PairStore
 from space import Architecture, Criterion
-
-# The dense model's activations between layers on the search text are kept within this, to start a measurement at the
-# first layer that an architecture changes: half of the work for architectures that change one layer.
-PREFIX_BYTES = 2**29
 
 
 class Evaluator:
@@ -62,12 +59,14 @@ class Evaluator:
         self._folder = folder
         self.surgeon = self._surgeon(progress)
         self._references: dict[str, Reference] = {}
-        self._prefixes: dict[str, list[Tensor]] = {}
+        self._prefixes: dict[str, dict[int, Tensor]] = {}  # by the layer that they go into
 
     def _surgeon(self, progress: Callable[[int], None] = lambda _: None) -> Surgeon:
         dense = self.dense
         statistics, key = calibrate(dense, self.texts, self.criterion, self._folder, progress)
-        levels = Levels(self._folder / f"levels-{key}" if self._folder else None)
+        give_back()
+        folder = self._folder / f"levels-{key}" if self._folder else None
+        levels = Levels(folder, allowance(LEVELS_SHARE, dense.weights_bytes))
         return Surgeon(dense.layers, dense.layout.pruned_by(self.criterion), statistics, self.criterion, levels)
 
     @contextlib.contextmanager
@@ -142,9 +141,9 @@ class Evaluator:
         started = time.perf_counter()
         self.surgeon.install(architecture)
         changed = architecture.changed_layers(Architecture.dense(self.dense.layout))
-        prefix = self._prefixes.get(split)
-        first = changed[0] if changed else 0
-        replay = _replayed(self.dense.layers, first, prefix[first]) if prefix and first else contextlib.nullcontext()
+        prefix = self._prefixes.get(split, {})
+        first = max((index for index in prefix if changed and index <= changed[0]), default=0)
+        replay = _replayed(self.dense.layers, first, prefix[first]) if first else contextlib.nullcontext()
         with replay:
             scores = score_tokens(self.dense, reference, self.kernels, self._estimated(split))
         return Measurement.from_scores(scores, len(reference.tokens), protocol, time.perf_counter() - started)
@@ -154,22 +153,34 @@ class Evaluator:
             tokens = self.texts.tokens[split]
             self.surgeon.restore()
             self._references[split] = make_reference(self.dense, tokens, self.kernels)
-            layout = self.dense.layout
-            size = tokens.numel() * layout.hidden_size * layout.layers * self.dense.model.dtype.itemsize
             # One batch only: a prefix of several would have to be replayed batch by batch.
-            if size <= PREFIX_BYTES and tokens.numel() <= BATCH_TOKENS:
+            if tokens.numel() <= BATCH_TOKENS:
                 self._prefixes[split] = self._boundaries(tokens)
+            give_back()
         return self._references[split]
 
-    def _boundaries(self, tokens: Tensor) -> list[Tensor]:
-        """Return the dense model's hidden states (sequences, sequence_length, hidden) before each layer."""
-        found: list[Tensor] = []
-        handles = [
-            layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) for layer in self.dense.layers
-        ]
+    def _boundaries(self, tokens: Tensor) -> dict[int, Tensor]:
+        """Return the dense model's hidden states (sequences, sequence_length, hidden) before its layers.
+
+        From there a measurement starts at the first layer that an architecture changes, which is half of the work where
+        one layer is changed. Kept are as many, evenly spaced, as memory allows.
+        """
+        dense, layout = self.dense, self.dense.layout
+        size = tokens.numel() * layout.hidden_size * dense.model.dtype.itemsize
+        count = min(layout.layers - 1, allowance(PREFIX_SHARE, dense.weights_bytes) // size)
+        wanted = [round(layout.layers * place / (count + 1)) for place in range(1, count + 1)]
+        found: dict[int, Tensor] = {}
+
+        def keep(index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                found[index] = inputs[0]
+
+            return hook
+
+        handles = [dense.layers[index].register_forward_pre_hook(keep(index)) for index in wanted]
         try:
-            with torch.inference_mode(), running_by(self.kernels, self.dense.decoder):
-                self.dense.decoder(tokens.to(self.dense.model.device), use_cache=False)
+            with torch.inference_mode(), running_by(self.kernels, dense.decoder):
+                dense.decoder(tokens.to(dense.model.device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()

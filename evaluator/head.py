@@ -30,10 +30,9 @@ class Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return logits (tokens, vocabulary) of hidden states (tokens, hidden), good until the next call."""
         module = self._module
-        if not self._plain or module.bias is not None:
+        if not self._plain or module.bias is not None or module.weight.dtype != hidden.dtype:
             return self._capped(module(hidden))
         weight = module.weight
-        hidden = hidden.to(weight.device)
         if len(hidden) > len(self._buffer):
             self._buffer = hidden.new_empty(len(hidden), len(weight))
         return self._capped(torch.mm(hidden, weight.t(), out=self._buffer[: len(hidden)]))
@@ -49,7 +48,6 @@ class Head:
         if not self._plain:
             return self._capped(module(hidden)).gather(1, ids)
         weight = module.weight
-        hidden = hidden.to(weight.device)
         count = max(1, _GATHERED_BYTES // (ids.shape[1] * weight.shape[1] * weight.element_size()))
         gathered = weight.new_empty(min(count, len(ids)) * ids.shape[1], weight.shape[1])
         found = []

@@ -169,5 +169,10 @@ def _blocks(values: Tensor, sequences: int) -> Tensor:
     return (means if len(means) > 1 else per_sequence.flatten()).float()
 
 
+def mean_with_error(values: Tensor, sequences: int) -> tuple[float, float]:
+    """Return the mean of token values, of `sequences` sequences of equal length in order, and its standard error."""
+    return float(values.double().mean()), _standard_error(_blocks(values, sequences))
+
+
 def _standard_error(blocks: Tensor) -> float:
     return float(blocks.double().std() / math.sqrt(len(blocks)))

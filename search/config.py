@@ -110,7 +110,7 @@ class RunConfig(_Settings):
     search: SearchConfig = SearchConfig.model_validate({})
     criterion: CriterionConfig = CriterionConfig.model_validate({})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "cpu"
+    device: str = "cpu"  # or cuda, cuda:1; auto lays a model over several GPUs
     # Compiled steps save a tenth to a fifth of measuring, and cost some seconds once; auto compiles for models of 50
     # million parameters or more on a processor, where there is a C++ compiler.
     kernels: Literal["auto", "eager", "compiled"] = "auto"

@@ -2,19 +2,25 @@
 
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evaluator import DenseModel
+from evaluator import Agreement, DenseModel
 
 _PACKAGES = ("secateur", "torch", "transformers", "numpy", "scikit-learn", "xgboost-cpu", "optuna")
 
 
-def describe_environment(dense: DenseModel) -> dict[str, Any]:
-    """Return versions, processor, threads, dtype and commit of this process."""
+def describe_environment(dense: DenseModel, agreement: Agreement | None = None) -> dict[str, Any]:
+    """Return versions, processor, threads, dtype and commit of this process.
+
+    Args:
+        dense: the model at work.
+        agreement: of its dtype with float32, where it was compared.
+    """
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
@@ -24,6 +30,7 @@ def describe_environment(dense: DenseModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(dense.model.device),
         "dtype": dense.dtype,
+        **({"dtype_agreement": asdict(agreement)} if agreement else {}),
     }
 
 

@@ -219,6 +219,8 @@ def _protocol(best: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{name} {_short(own)}" for name, own in value.items()) + ")"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from evaluator import (
     SELF,
+    Agreement,
     DenseModel,
     Evaluator,
     Measurement,
@@ -25,6 +26,7 @@ from evaluator import (
     PairStore,
     SplitSizes,
     Texts,
+    agreement_with_float32,
     text_to_write,
 )
 from evaluator import prepare_texts as make_texts
@@ -46,6 +48,7 @@ from space import Architecture, BudgetError, PredictorError, SearchSpace, Secate
 
 # Shares of the cut at which the report shows what the predictor would choose under another budget.
 _FRONTIER = (0.25, 0.5, 0.75, 1.25)
+_AGREEMENT_SEQUENCES = 2  # of calibration text, on which a reduced number format is compared with float32
 _MOST_EXTRA_BATCHES = 3  # times that more pairs are measured for a predictor that fails its gate
 
 
@@ -60,6 +63,7 @@ class Run:
     space: SearchSpace
     baselines: dict[str, Architecture]
     pairs: list[Pair]  # on the search text, in the order a run measures them
+    agreement: Agreement | None  # of the dense model with itself in float32, where it runs in less
 
     def elsewhere(self) -> Elsewhere:
         """Return what to expect on other text, learned from the sub-blocks measured alone."""
@@ -110,6 +114,7 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     fixed = fixed_allocations(space, config.criterion.criterion.group)
     with files.locked():
         texts = _begin(config, files, dense, reporter)
+        agreement = _check_dtype(dense, texts, reporter)
         store = PairStore(files.measurements_file)
         started -= store.seconds_measured()  # by earlier processes: a run that was stopped took its time as well
         with reporter.stage("Calibrating", dense.layout.layers, "layers") as advance:
@@ -123,7 +128,7 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
                 kernels=config.kernels,
             )
         baselines = fixed | scored_allocations(space, judge.surgeon)
-        run = Run(config, files, reporter, judge, space, baselines, [])
+        run = Run(config, files, reporter, judge, space, baselines, [], agreement)
         reporter.say(f"{dense.layout.layers} layers, 10^{space.size_log10:.0f} architectures, budget {config.budget}")
         best = _search(run, started)
         store.close()
@@ -141,6 +146,16 @@ def _begin(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
         if fresh:
             files.discard()
         raise
+
+
+def _check_dtype(dense: DenseModel, texts: Texts, reporter: Reporter) -> Agreement | None:
+    agreement = agreement_with_float32(dense, texts.tokens["calibrate"][:_AGREEMENT_SEQUENCES])
+    if agreement and not agreement.good:
+        reporter.say(
+            f"In {dense.dtype} the dense model is {agreement.kl:.3f} nats a token from itself in float32, which is "
+            "much to tell architectures apart by; dtype: float32 measures without"
+        )
+    return agreement
 
 
 def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter) -> Texts:
@@ -181,7 +196,7 @@ def _search(run: Run, started: float) -> dict[str, Any]:
         predictor,
         rounds,
         time.perf_counter() - started,
-        describe_environment(run.evaluator.dense),
+        describe_environment(run.evaluator.dense, run.agreement),
     )
     export_installed(run.evaluator, best, run.folder.export)
     write_report(run.folder.path, best, pair_rows(run.pairs, run.space.layout, predictor))

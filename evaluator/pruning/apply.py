@@ -7,7 +7,7 @@ milliseconds.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from evaluator.pruning.criteria import narrow, structure_scores, thin
 from evaluator.pruning.levels import Level, Levels
 from evaluator.pruning.statistics import InputStatistics, LayerStatistics, projections
 from evaluator.pruning.structures import (
-    Rows,
     StructureScores,
     attention_rows,
     columns_of,
@@ -27,6 +26,8 @@ from evaluator.pruning.structures import (
     rows_of,
 )
 from space import Architecture, Criterion, Family, LayerArchitecture, Layout
+
+Structure = Literal["groups", "channels"]  # KV groups of attention, channels of an MLP
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Surgeon:
         self._modules = [self._remember_modules(layer) for layer in layers]
         attentions: list[Any] = [layer.get_submodule(self.family.attention) for layer in layers]
         self._configs = [attention.config for attention in attentions]
-        self._group_rows, self._channel_rows = attention_rows(layout), mlp_rows(layout)
+        self._rows = {"groups": attention_rows(layout), "channels": mlp_rows(layout)}
+        self._selections: dict[tuple[int, str, int], tuple[Tensor, dict[str, Tensor]]] = {}
         self.scores = [self._score(index) for index in range(layout.layers)]
 
     def install(self, architecture: Architecture) -> None:
@@ -84,8 +86,11 @@ class Surgeon:
         architecture.check(self.layout)
         with torch.no_grad():
             for index in architecture.changed_layers(self.installed):
-                self._install_attention(index, architecture.layers[index])
-                self._install_mlp(index, architecture.layers[index])
+                now, target = self.installed.layers[index], architecture.layers[index]
+                if (now.kv_groups, now.attention_sparsity) != (target.kv_groups, target.attention_sparsity):
+                    self._install_attention(index, target)
+                if (now.mlp_width, now.mlp_sparsity) != (target.mlp_width, target.mlp_sparsity):
+                    self._install_mlp(index, target)
         self.installed = architecture
 
     def restore(self) -> None:
@@ -112,11 +117,19 @@ class Surgeon:
 
     def kept_groups(self, index: int, count: int) -> Tensor:
         """Return the KV groups that a layer keeps, ascending."""
-        return wanda.kept(self.scores[index].groups, count)
+        return self._kept(index, "groups", count)[0]
 
     def kept_channels(self, index: int, count: int) -> Tensor:
         """Return the MLP channels that a layer keeps, ascending."""
-        return wanda.kept(self.scores[index].channels, count)
+        return self._kept(index, "channels", count)[0]
+
+    def _kept(self, index: int, structure: Structure, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the structures that a layer keeps, and their rows by projection; sorted once for each count."""
+        key = index, structure, count
+        if key not in self._selections:
+            kept = wanda.kept(getattr(self.scores[index], structure), count)
+            self._selections[key] = kept, rows_of(self._rows[structure], kept)
+        return self._selections[key]
 
     def dense_weight(self, index: int, path: str) -> Tensor:
         """Return a projection's dense weight (out_features, in_features), whatever is installed."""
@@ -143,8 +156,7 @@ class Surgeon:
         self._place_modules(index, "attention", removed=target.kv_groups == 0)
         if target.kv_groups == 0:
             return
-        kept = self.kept_groups(index, target.kv_groups) if target.kv_groups < layout.kv_groups else None
-        self._place(index, kept, self._group_rows, self.family.output, layout.kv_groups, target.attention_sparsity)
+        self._place(index, "groups", target.kv_groups, layout.kv_groups, target.attention_sparsity)
         heads = target.kv_groups * layout.heads_per_group
         counts = {"heads": heads, "kv_groups": target.kv_groups, "query_size": heads * layout.head_dim}
         attention = self._modules[index][self.family.attention]
@@ -155,21 +167,19 @@ class Surgeon:
         self._place_modules(index, "mlp", removed=target.mlp_width == 0)
         if target.mlp_width == 0:
             return
-        kept = self.kept_channels(index, target.mlp_width) if target.mlp_width < layout.mlp_width else None
-        self._place(index, kept, self._channel_rows, self.family.down, layout.mlp_width, target.mlp_sparsity)
+        self._place(index, "channels", target.mlp_width, layout.mlp_width, target.mlp_sparsity)
 
     def _place_modules(self, index: int, sub_block: SubBlock, removed: bool) -> None:
         """Put a sub-block's stand-ins or its own modules into their places."""
         for path, stand_in in stand_ins(self._family, sub_block).items():
             self._layers[index].set_submodule(path, stand_in if removed else self._modules[index][path])
 
-    def _place(
-        self, index: int, kept: Tensor | None, parts: list[Rows], reader: str, structures: int, sparsity: float
-    ) -> None:
+    def _place(self, index: int, structure: Structure, count: int, structures: int, sparsity: float) -> None:
         """Give a sub-block's projections the weights of the structures that stay, made sparse."""
-        rows = {} if kept is None else rows_of(parts, kept)
-        for path in dict.fromkeys(part.path for part in parts):
+        kept, rows = self._kept(index, structure, count) if count < structures else (None, {})
+        for path in dict.fromkeys(part.path for part in self._rows[structure]):
             self._set(index, path, self._writer(index, path, rows.get(path), sparsity))
+        reader = self.family.output if structure == "groups" else self.family.down
         self._set(index, reader, self._reader(index, reader, kept, structures, sparsity))
 
     def _writer(self, index: int, path: str, rows: Tensor | None, sparsity: float) -> Level:
@@ -218,10 +228,13 @@ class Surgeon:
         return thin(self.criterion, weight, inputs, sparsity, attention)
 
     def _set(self, index: int, path: str, level: Level) -> None:
-        module, weight, bias = self._dense[index][path].module, level["weight"], level.get("bias")
+        dense = self._dense[index][path]
+        module = dense.module
+        # Levels from the disk are not yet where the model is.
+        weight, bias = level["weight"].to(dense.weight.device), level.get("bias")
         # Untouched weights go back as they lay in memory, so that the dense model is the same bit for bit.
         module.weight = nn.Parameter(oriented(weight, self.layout), requires_grad=False)
-        module.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        module.bias = None if bias is None else nn.Parameter(bias.to(weight.device), requires_grad=False)
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = weight.shape
         else:

@@ -24,7 +24,7 @@ DAMPING = 0.1
 
 def damped(second_moments: Tensor, damping: float = DAMPING) -> Tensor:
     """Return H (in_features, in_features) in float64."""
-    result = second_moments.double().clone()
+    result = second_moments.to(torch.float64, copy=True)
     result.diagonal().add_(max(damping * float(result.diagonal().mean()), torch.finfo(torch.float64).tiny))
     return result
 
@@ -45,7 +45,7 @@ def removal_order(
         (structures,) int64, the one missed least first.
     """
     inverse = torch.linalg.inv(damped(second_moments, damping))
-    current = weight.double().clone()
+    current = weight.to(torch.float64, copy=True)
     count = weight.shape[1] // size
     alive = torch.ones(count, dtype=torch.bool, device=weight.device)
     order: list[int] = []

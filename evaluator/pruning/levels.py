@@ -1,23 +1,34 @@
 """Prepared weights, so that going from one architecture to the next costs no mathematics twice.
 
-A search asks for the same few levels of every sub-block again and again. Levels are kept in memory up to a limit, the
-least recently used leave first, and those that took long to make also in a folder, up to another limit.
+A search asks for the same few levels of every sub-block again and again. Those that took long to make are kept in a
+folder, up to a limit, and mapped from there: they take memory only while installed, and the operating system's cache of
+the disk keeps the rest as it can. Others are kept in memory up to another limit; the least recently used leave first.
 """
 
 import hashlib
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
+
+from evaluator.memory import give_back
 
 MEMORY_BYTES = 2**29
 DISK_BYTES = 2**32
-# Reading a level takes about a millisecond; only what takes far longer to make is worth the disk.
-SLOW_SECONDS = 0.25
+# Mapping a level takes a tenth of a millisecond, writing it some: only what takes far longer to make is worth the disk.
+SLOW_SECONDS = 0.02
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}  # as files name them
 
 Level = dict[str, Tensor]
 
@@ -51,11 +62,15 @@ class Levels:
             self._levels.move_to_end(key)
             return self._levels[key]
         level = self._read(key)
-        if level is None:
-            started = time.perf_counter()
-            level = make()
-            if time.perf_counter() - started > SLOW_SECONDS:
-                self._write(key, level)
+        if level is not None:
+            return level
+        started = time.perf_counter()
+        level = make()
+        if time.perf_counter() - started > SLOW_SECONDS:
+            written = self._write(key, level)
+            give_back()  # what its making took, which is many times what it is
+            if written and (mapped := self._read(key)) is not None:
+                return mapped
         self._keep(key, level)
         return level
 
@@ -77,23 +92,40 @@ class Levels:
         if file is None or not file.exists():
             return None
         try:
-            return load(file.read_bytes())  # not `load_file`, which loses a Ctrl-C that falls into it
-        except SafetensorError:  # of a disk that was full, or a machine that went down; made again
+            return _mapped(file)
+        except (OSError, ValueError, KeyError, RuntimeError):  # of a disk that was full, or a machine that went down
             return None
 
-    def _write(self, key: str, level: Level) -> None:
+    def _write(self, key: str, level: Level) -> bool:
+        """Keep a level in the folder, if there is one with room."""
         file = self._file(key)
         if file is None or self._disk + _bytes(level) > self._limits[1]:
-            return  # before anything is written, which takes its time
+            return False  # before anything is written, which takes its time
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(".partial")
         save_file({name: tensor.cpu().contiguous() for name, tensor in level.items()}, beside)
         size = beside.stat().st_size
         if self._disk + size > self._limits[1]:
             beside.unlink()
-            return
+            return False
         beside.replace(file)
         self._disk += size
+        return True
+
+
+def _mapped(file: Path) -> Level:
+    """Return a safetensors file's tensors as they lie in the file, mapped into memory.
+
+    The library's own way to do so loses a Ctrl-C that falls into it.
+    """
+    content = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+    start = 8 + int.from_bytes(content[:8].numpy().tobytes(), "little")
+    header = json.loads(content[8:start].numpy().tobytes())
+    return {
+        name: content[start + first : start + last].view(_DTYPES[own["dtype"]]).view(own["shape"])
+        for name, own in header.items()
+        for first, last in [own["data_offsets"]]
+    }
 
 
 def _bytes(level: Level) -> int:

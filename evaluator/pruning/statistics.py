@@ -131,6 +131,7 @@ def gather_statistics(
         try:
             for number, batch in enumerate(batches):
                 before, after = _run_layer(decoder, layers, index, batch, hidden[number])
+                before = before.to(after.device)
                 cosines += (1 - block_influence(before.flatten(0, -2), after.flatten(0, -2))) * batch.numel()
                 hidden[number] = after
         finally:
@@ -201,13 +202,17 @@ def _run_layer(
 @contextlib.contextmanager
 def passed_over(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Let layers return what they get; only their `forward` is replaced, on the instances."""
+    own = [vars(layer).get("forward") for layer in layers]  # accelerate's, where a model lies on several devices
     for layer in layers:
         layer.forward = lambda hidden, *_, **__: hidden
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for layer, before in zip(layers, own, strict=True):
+            if before is None:
+                del layer.forward
+            else:
+                layer.forward = before
 
 
 def iterate_batches(tokens: Tensor, batch_tokens: int) -> Iterator[Tensor]:

@@ -219,12 +219,16 @@ def test_starting_at_the_first_changed_layer_gives_the_same_numbers(pico_folder,
         return judge, [(each.nll, each.kl, each.agreement) for each in found]
 
     with_prefix, numbers = measured(tmp_path / "a")
-    assert with_prefix._prefixes["search"]
+    assert list(with_prefix._prefixes["search"]) == [1, 2, 3, 4, 5]
     # Nothing of the replay is left behind.
     assert [layer for layer in with_prefix.dense.layers if "forward" in vars(layer)] == []
-    monkeypatch.setattr(evaluator_module, "PREFIX_BYTES", 0)
+    monkeypatch.setattr(evaluator_module, "allowance", lambda *_: 2 * 4 * 32 * 32 * 4)
+    with_two, same = measured(tmp_path / "c")
+    assert list(with_two._prefixes["search"]) == [2, 4]
+    assert same == numbers
+    monkeypatch.setattr(evaluator_module, "allowance", lambda *_: 0)
     without, expected = measured(tmp_path / "b")
-    assert not without._prefixes
+    assert not without._prefixes["search"]
     assert numbers == expected
     assert len(set(numbers)) == len(asked)
 

@@ -41,6 +41,9 @@ def test_in_reduced_precision(stories, tmp_path, monkeypatch):
     monkeypatch.setitem(SMALL_RUN, "dtype", "bfloat16")
     best = search_under("nonzero_parameters=0.6", {}, stories, tmp_path / "run")
     assert best["environment"]["dtype"] == "bfloat16"
+    agreement = best["environment"]["dtype_agreement"]
+    assert 0 < agreement["kl"] < 0.05
+    assert agreement["same_best"] > 0.9
     assert shares(best)["winner"] <= 0.6
 
 
