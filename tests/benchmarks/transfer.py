@@ -37,21 +37,25 @@ def main() -> None:
     dense = open_model(config.model, dtype=config.dtype)
     texts = run.texts()
     length = texts.tokens["search"].shape[1]
-    tokens = {"calibrate": texts.tokens["calibrate"], "search": texts.tokens["validate"][:SEQUENCES]}
-    tokens |= {split: _spread(tokenise(dense, str(DATA / "text" / file)), length) for split, file in OTHERS.items()}
-    sources = {"calibrate": "self-generated", "search": "self-generated, the run's validation text", **OTHERS}
-    judge = Evaluator(
-        dense,
-        Texts(tokens, sources),
-        PairStore(run.path / "transfer.db"),
-        criterion=config.criterion.criterion,
-        folder=run.prepared,
-    )
+    others = {split: _spread(tokenise(dense, str(DATA / "text" / file)), length) for split, file in OTHERS.items()}
+    own = {"validate": texts.tokens["validate"][:SEQUENCES]}
     kinds = _kinds(run, best, EACH if not options.quick else 2)
-    rows = {
-        source: _compare(judge, split, kinds)
-        for split, source in (("search", "self_validation"), ("validate", "wikitext2_valid"), ("report", "c4"))
-    }
+    rows = {}
+    # Not the search split's quick estimate for any of the three: one evaluator for the run's own text, one for others.
+    for tokens, named in (
+        (own, {"validate": "self_validation"}),
+        (others, {"validate": "wikitext2_valid", "report": "c4"}),
+    ):
+        judge = Evaluator(
+            dense,
+            Texts({"calibrate": texts.tokens["calibrate"], **tokens}, {"calibrate": "self-generated", **named}),
+            PairStore(run.path / "transfer.db"),
+            criterion=config.criterion.criterion,
+            folder=run.prepared,
+            kernels=config.kernels,
+        )
+        rows |= {source: _compare(judge, split, kinds) for split, source in named.items()}
+        judge.surgeon.restore()
     figures = {source: {key: value for key, value in row.items() if key != "measured"} for source, row in rows.items()}
     finish("transfer", figures, {"seed": options.seed, "sequences": SEQUENCES, "texts": rows}, options.quick)
 
