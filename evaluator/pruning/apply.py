@@ -74,6 +74,7 @@ class Surgeon:
         self._configs = [attention.config for attention in attentions]
         self._rows = {"groups": attention_rows(layout), "channels": mlp_rows(layout)}
         self._selections: dict[tuple[int, str, int], tuple[Tensor, dict[str, Tensor]]] = {}
+        self._slices: dict[tuple[int, str], Tensor] = {}
         self.scores = [self._score(index) for index in range(layout.layers)]
 
     def install(self, architecture: Architecture) -> None:
@@ -187,7 +188,7 @@ class Surgeon:
         dense = self._dense[index][path]
 
         def make() -> Level:
-            weight = dense.weight if rows is None else dense.weight.index_select(0, rows)
+            weight = dense.weight if rows is None else self._sliced(index, path, rows, own=sparsity == 0)
             if sparsity > 0:
                 weight = self._thin(path, weight, self.statistics[index].inputs[path], sparsity)
             level = {"weight": weight}
@@ -197,6 +198,18 @@ class Surgeon:
 
         count = len(dense.weight) if rows is None else len(rows)
         return self._levels.get(f"{index}:{path}:{count}:{sparsity}", make) if sparsity > 0 else make()
+
+    def _sliced(self, index: int, path: str, rows: Tensor, own: bool) -> Tensor:
+        """Return some rows of a dense weight, in the projection's own memory or in new memory to keep.
+
+        Fresh memory costs more than the copy, and giving back the old as much again.
+        """
+        dense = self._dense[index][path].weight
+        if own:
+            if (index, path) not in self._slices:
+                self._slices[index, path] = torch.empty_like(dense, memory_format=torch.contiguous_format)
+            return torch.index_select(dense, 0, rows, out=self._slices[index, path][: len(rows)])
+        return dense.index_select(0, rows)
 
     def _reader(self, index: int, path: str, kept: Tensor | None, structures: int, sparsity: float) -> Level:
         """Return the weights of the projection that structures are columns of."""
@@ -233,8 +246,9 @@ class Surgeon:
         # Levels from the disk are not yet where the model is.
         weight, bias = level["weight"].to(dense.weight.device), level.get("bias")
         # Untouched weights go back as they lay in memory, so that the dense model is the same bit for bit.
-        module.weight = nn.Parameter(oriented(weight, self.layout), requires_grad=False)
-        module.bias = None if bias is None else nn.Parameter(bias.to(weight.device), requires_grad=False)
+        module.weight.data = oriented(weight, self.layout)
+        if bias is not None or module.bias is not None:
+            module.bias = None if bias is None else nn.Parameter(bias.to(weight.device), requires_grad=False)
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = weight.shape
         else:
