@@ -188,9 +188,11 @@ class Surgeon:
         dense = self._dense[index][path]
 
         def make() -> Level:
-            weight = dense.weight if rows is None else self._sliced(index, path, rows, own=sparsity == 0)
             if sparsity > 0:
-                weight = self._thin(path, weight, self.statistics[index].inputs[path], sparsity)
+                whole = dense.weight if rows is None else dense.weight.index_select(0, rows)
+                weight = self._thin(path, whole, self.statistics[index].inputs[path], sparsity)
+            else:
+                weight = dense.weight if rows is None else self._sliced(index, path, rows)
             level = {"weight": weight}
             if dense.bias is not None:
                 level["bias"] = dense.bias if rows is None else dense.bias.index_select(0, rows)
@@ -199,17 +201,15 @@ class Surgeon:
         count = len(dense.weight) if rows is None else len(rows)
         return self._levels.get(f"{index}:{path}:{count}:{sparsity}", make) if sparsity > 0 else make()
 
-    def _sliced(self, index: int, path: str, rows: Tensor, own: bool) -> Tensor:
-        """Return some rows of a dense weight, in the projection's own memory or in new memory to keep.
+    def _sliced(self, index: int, path: str, rows: Tensor) -> Tensor:
+        """Return some rows of a dense weight, where the last ones of this projection were.
 
         Fresh memory costs more than the copy, and giving back the old as much again.
         """
         dense = self._dense[index][path].weight
-        if own:
-            if (index, path) not in self._slices:
-                self._slices[index, path] = torch.empty_like(dense, memory_format=torch.contiguous_format)
-            return torch.index_select(dense, 0, rows, out=self._slices[index, path][: len(rows)])
-        return dense.index_select(0, rows)
+        if (index, path) not in self._slices:
+            self._slices[index, path] = torch.empty_like(dense, memory_format=torch.contiguous_format)
+        return torch.index_select(dense, 0, rows, out=self._slices[index, path][: len(rows)])
 
     def _reader(self, index: int, path: str, kept: Tensor | None, structures: int, sparsity: float) -> Level:
         """Return the weights of the projection that structures are columns of."""

@@ -162,6 +162,23 @@ def test_the_way_to_an_architecture_does_not_matter(pico):
     assert torch.equal(logits_of(pico.model), directly)
 
 
+def test_each_projection_has_its_own_rows_whatever_was_installed_before(pico):
+    surgeon = make_surgeon(pico)
+    layout, family = pico.layout, pico.layout.record
+    narrower = [
+        Architecture(tuple(LayerArchitecture(layout.kv_groups, width - 8 * i) for i in range(layout.layers)))
+        for width in (layout.mlp_width - 8, layout.mlp_width // 2)
+    ]
+    for architecture in (*narrower, narrower[0]):
+        surgeon.install(architecture)
+        for index, layer in enumerate(architecture.layers):
+            kept = surgeon.kept_channels(index, layer.mlp_width)
+            for path in (family.gate, family.up):
+                module = pico.layers[index].get_submodule(path)
+                assert torch.equal(module.weight, surgeon.dense_weight(index, path)[kept])
+    surgeon.restore()
+
+
 def test_widths_and_sparsity_at_once(pico):
     surgeon = make_surgeon(pico)
     surgeon.install(Architecture.dense(pico.layout).replace(1, kv_groups=3, attention_sparsity=0.5))
