@@ -166,8 +166,8 @@ def test_each_projection_has_its_own_rows_whatever_was_installed_before(pico):
     surgeon = make_surgeon(pico)
     layout, family = pico.layout, pico.layout.record
     narrower = [
-        Architecture(tuple(LayerArchitecture(layout.kv_groups, width - 8 * i) for i in range(layout.layers)))
-        for width in (layout.mlp_width - 8, layout.mlp_width // 2)
+        Architecture(tuple(LayerArchitecture(layout.kv_groups, width - 4 * i) for i in range(layout.layers)))
+        for width in (layout.mlp_width - 4, layout.mlp_width // 2)
     ]
     for architecture in (*narrower, narrower[0]):
         surgeon.install(architecture)
