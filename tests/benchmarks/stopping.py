@@ -5,7 +5,7 @@
 Replays what the finished runs of `tests.benchmarks.pipeline` measured on their search text, in their order, from the
 block means that every pair keeps. After each sequence a candidate is compared, token by token, with the best measured
 so far; it is stopped once it is worse by MARGIN of that one's KL, with Z standard errors to spare. Its KL is then known
-as that of the best plus the difference so far. The prior's measurements are never stopped: all are of use.
+as that of the best times the ratio of the two so far. The prior's measurements are never stopped: all are of use.
 
 | figure | meaning |
 | --- | --- |
