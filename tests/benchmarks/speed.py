@@ -11,7 +11,7 @@ times are kept with the result. Peak memory is that of a process of its own.
 | `estimated_fraction` | a measurement whose loss is estimated, as on search text, by a measurement |
 | `time_per_flop_removed` | share of the time by share of the FLOPs that uniform widths save, all FLOPs counted |
 | `switch_fraction` | installing another architecture of prepared levels by measuring it |
-| `prior_fraction` | each sub-block alone at three levels, as on search text, by as many measurements of the dense model |
+| `prior_fraction` | each sub-block alone at three levels, on search text, by as many measurements of the dense model |
 | `peak_memory_ratio` | peak of measuring, less that with a model of 1 MB and less one batch, by the dense weights |
 
 Attention's own products count as overhead. Matrix units (AMX) make linear projections several times faster and nothing
