@@ -12,6 +12,7 @@ from evaluator.evaluator import Evaluator
 from evaluator.measurement import Difference, Measurement, Protocol, difference
 from evaluator.precision import Agreement, agreement_with_float32
 from evaluator.pruned_model import PRUNED
+from evaluator.slopes import Slopes
 from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts, text_to_write
 from evaluator.store import Pair, PairStore
 
@@ -33,6 +34,7 @@ __all__ = [
     "Pair",
     "PairStore",
     "Protocol",
+    "Slopes",
     "SplitSizes",
     "Texts",
     "agreement_with_float32",

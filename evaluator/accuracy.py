@@ -156,7 +156,7 @@ def score_tokens(
         nlls.append(total - found[:, -2])
         # A tie is an agreement: which of two equal logits comes first is chance.
         agreements.append((found[:, -1] >= highest).float())
-        kls.append(_divergence(logprobs, rest, found[:, :-2] - total[:, None]))
+        kls.append(divergence(logprobs, rest, found[:, :-2] - total[:, None]))
     return TokenScores(torch.cat(nlls).cpu(), torch.cat(kls).cpu(), torch.cat(agreements).cpu())
 
 
@@ -175,7 +175,7 @@ def _estimated_normaliser(found: Tensor, logprobs: Tensor, rest: Tensor) -> Tens
     return torch.cat([found[:, :TOP_K], drawn], dim=1).logsumexp(dim=-1)
 
 
-def _divergence(logprobs: Tensor, rest: Tensor, pruned: Tensor) -> Tensor:
+def divergence(logprobs: Tensor, rest: Tensor, pruned: Tensor) -> Tensor:
     """Return KL (tokens,): the sum over the top and the estimate of the rest, which may be below 0 for a single token.
 
     Args:

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,9 +16,11 @@ from evaluator.kernels import KernelsName, choose_kernels, running_by
 from evaluator.measurement import DIVERGENCE, ESTIMATED_DIVERGENCE, Measurement, Protocol
 from evaluator.memory import LEVELS_SHARE, PREFIX_SHARE, allowance, give_back
 from evaluator.pruning import Levels, Surgeon, passed_over
+from evaluator.slopes import FORWARD_PASSES, Slopes
+from evaluator.slopes import slopes as slopes_of
 from evaluator.splits import Texts
 from evaluator.store import PairStore
-from space import Architecture, Criterion
+from space import Architecture, Choice, Criterion
 
 
 class Evaluator:
@@ -135,6 +137,35 @@ class Evaluator:
             results.append(measurement)
             progress(1)
         return results
+
+    def slopes(
+        self,
+        architecture: Architecture,
+        choices: Sequence[Sequence[Choice]],
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Slopes:
+        """Return the first-order changes around an architecture on the search text, or what the store has of them.
+
+        Args:
+            architecture: around which; it is measured as well, if it was not.
+            choices: by sub-block, those to tell the change of, `SearchSpace.choices`.
+            progress: told 1 after each sequence of the text.
+
+        Raises:
+            ArchitectureError: the architecture does not fit the model.
+            MeasurementError: a measurement is not finite.
+        """
+        [measured] = self.measure([architecture], "search", "slopes")
+        protocol = self.protocol("search")
+        known = self.store.find_slopes(architecture, protocol, choices)
+        if known is None:
+            reference = self._reference("search")
+            started = time.perf_counter()
+            found = slopes_of(self.dense, self.surgeon, reference, architecture, choices, progress)
+            known = replace(found, kl=measured.kl)
+            seconds = time.perf_counter() - started
+            self.store.add_slopes(known, protocol, choices, FORWARD_PASSES * protocol.tokens, seconds)
+        return known
 
     def _measure(self, architecture: Architecture, split: str, protocol: Protocol) -> Measurement:
         reference = self._reference(split)

@@ -1,5 +1,6 @@
 """Measured pairs in SQLite: one row per architecture and protocol, never two, each in a transaction of its own."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from evaluator.measurement import Measurement, Protocol
-from space import Architecture, RunFolderError
+from evaluator.slopes import Slopes
+from space import Architecture, Choice, RunFolderError
 
 _BLOCKS = np.dtype("<f4")
 _APPLICATION_ID = 0x5ECA7E01  # marks the file as ours, in SQLite's header
@@ -43,6 +45,19 @@ _pairs = sa.Table(
     sa.Column("kl_blocks", sa.LargeBinary, nullable=False),
     sa.Column("measured_at", sa.String(32), nullable=False),  # ISO 8601, UTC
     sa.UniqueConstraint("fingerprint", "protocol"),
+)
+_slopes = sa.Table(
+    "slopes",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("fingerprint", sa.String(16), nullable=False),
+    sa.Column("protocol", sa.String(16), sa.ForeignKey("protocols.fingerprint"), nullable=False),
+    sa.Column("choices", sa.String(16), nullable=False),  # fingerprint of those that the changes are told of
+    sa.Column("architecture", sa.Text, nullable=False),  # canonical JSON
+    sa.Column("content", sa.Text, nullable=False),  # JSON
+    sa.Column("tokens", sa.Integer, nullable=False),
+    sa.Column("wall_seconds", sa.Float, nullable=False),
+    sa.UniqueConstraint("fingerprint", "protocol", "choices"),
 )
 
 
@@ -84,7 +99,6 @@ class PairStore:
         version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
         tables = sa.inspect(connection).get_table_names()
         if not tables:
-            _metadata.create_all(connection)
             connection.exec_driver_sql(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.exec_driver_sql(f"PRAGMA user_version = {_VERSION}")
         elif (mark, version) != (_APPLICATION_ID, _VERSION):
@@ -97,6 +111,8 @@ class PairStore:
                 f"{self.file.name} must be an intact SQLite file, but {str(self.file)!r} is not ({found}); "
                 "restore it, or choose another run folder."
             )
+        # A store from before there were slopes gets their table.
+        _metadata.create_all(connection)
 
     def find(self, architecture: Architecture, protocol: Protocol) -> Measurement | None:
         """Return the measurement of an architecture under a protocol, if there is one."""
@@ -128,6 +144,47 @@ class PairStore:
             if self.find(architecture, protocol) is None:
                 raise
 
+    def find_slopes(
+        self, architecture: Architecture, protocol: Protocol, choices: Sequence[Sequence[Choice]]
+    ) -> Slopes | None:
+        """Return the slopes of an architecture under a protocol for some choices, if they are there."""
+        where = (
+            (_slopes.c.fingerprint == architecture.fingerprint)
+            & (_slopes.c.protocol == protocol.fingerprint)
+            & (_slopes.c.choices == _fingerprint(choices))
+        )
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(_slopes).where(where)).one_or_none()
+        return None if row is None else _slopes_of(row)
+
+    def add_slopes(
+        self,
+        slopes: Slopes,
+        protocol: Protocol,
+        choices: Sequence[Sequence[Choice]],
+        tokens: int,
+        wall_seconds: float,
+    ) -> None:
+        """Keep slopes at an architecture whose pair is kept. Those that are there already stay as they are."""
+        content = {"kl": slopes.kl, "widths": slopes.widths, "sparsities": slopes.sparsities}
+        row = {
+            "fingerprint": slopes.architecture.fingerprint,
+            "protocol": protocol.fingerprint,
+            "choices": _fingerprint(choices),
+            "architecture": slopes.architecture.to_json(),
+            "content": json.dumps(content),
+            "tokens": tokens,
+            "wall_seconds": wall_seconds,
+        }
+        with self._engine.begin() as connection:
+            connection.execute(_slopes.insert().prefix_with("OR IGNORE").values(row))
+
+    def slopes(self, protocol: str) -> list[Slopes]:
+        """Return all slopes under a protocol (its fingerprint), in the order in which they were taken."""
+        query = sa.select(_slopes).where(_slopes.c.protocol == protocol).order_by(_slopes.c.id)
+        with self._engine.connect() as connection:
+            return [_slopes_of(row) for row in connection.execute(query).all()]
+
     def pairs(self, protocol: str, origins: Sequence[str] | None = None) -> list[Pair]:
         """Return the pairs of a protocol (its fingerprint) in the order they were measured."""
         query = sa.select(_pairs).where(_pairs.c.protocol == protocol).order_by(_pairs.c.id)
@@ -144,12 +201,12 @@ class PairStore:
         return {row.fingerprint: Protocol(**json.loads(row.content)) for row in rows}
 
     def tokens_measured(self) -> int:
-        """Return the predicted tokens over all pairs and protocols."""
-        return int(self._sum(_pairs.c.tokens))
+        """Return the predicted tokens over all pairs, slopes and protocols; a backward pass counts two forward."""
+        return int(self._sum(_pairs.c.tokens) + self._sum(_slopes.c.tokens))
 
     def seconds_measured(self) -> float:
-        """Return the time that measuring took over all pairs and protocols."""
-        return float(self._sum(_pairs.c.wall_seconds))
+        """Return the time that measuring took over all pairs, slopes and protocols."""
+        return float(self._sum(_pairs.c.wall_seconds) + self._sum(_slopes.c.wall_seconds))
 
     def _sum(self, column: sa.Column[Any]) -> float:
         with self._engine.connect() as connection:
@@ -159,6 +216,20 @@ class PairStore:
     def close(self) -> None:
         """Release the file."""
         self._engine.dispose()
+
+
+def _fingerprint(choices: Sequence[Sequence[Choice]]) -> str:
+    plain = [[(choice.width, choice.sparsity) for choice in own] for own in choices]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+
+
+def _slopes_of(row: sa.Row[tuple[object, ...]]) -> Slopes:
+    content = json.loads(row._mapping["content"])
+    widths, sparsities = (
+        tuple(tuple((float(gene), float(change)) for gene, change in own) for own in content[name])
+        for name in ("widths", "sparsities")
+    )
+    return Slopes(Architecture.from_json(row._mapping["architecture"]), float(content["kl"]), widths, sparsities)
 
 
 def _measurement(row: sa.Row[tuple[object, ...]]) -> Measurement:

@@ -1,65 +1,66 @@
 """The accuracy predictor: fitted on pairs, asked about architectures, kept in a folder."""
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
+from scipy.stats import norm
 
-from predictor.boosting import BoostedModel, Margin
-from predictor.dataset import FloatArray, Pairs, changed, checked_genes, singles
-from predictor.features import FLOOR, AdditivePrior, feature_names, features
-from predictor.quality import Quality, cross_validate, half_width
-from space import Architecture, Layout, PredictorError, SecateurError
+from predictor import folder as files
+from predictor.boosting import XGBoost
+from predictor.dataset import FloatArray, Pairs, blocks_alone, changed, checked_genes, singles
+from predictor.expansion import Expansion, surroundings
+from predictor.features import aggregate_names, feature_names
+from predictor.gaussian import GaussianProcess
+from predictor.given import by_fingerprint, check_expansions, few_damages, one_protocol, seen
+from predictor.intervals import Intervals, Prediction, interval_around
+from predictor.prior import AdditivePrior
+from predictor.quality import COVERAGE, CurvePoint, HeldOut, Quality, cross_validate, learning_curve
+from predictor.regressors import REGRESSORS, Regressor
+from predictor.targets import Target
+from predictor.threads import one_thread
+from space import Architecture, Layout, PredictorError
 
-COVERAGE = 0.9  # share of new measurements that an interval is to contain
-_FORMAT, _VERSION = "secateur-predictor", 1
-_RECORD, _TREES = "predictor.json", "trees.json"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Predicted values with a 90 % interval, one per architecture, in the unit of the predictor's target."""
-
-    value: FloatArray  # (architectures,)
-    lower: FloatArray  # (architectures,)
-    upper: FloatArray  # (architectures,)
-
-    def __len__(self) -> int:
-        return len(self.value)
+_CLOSE = 0.25  # of the pairs, by which slopes are judged,
+_JUDGE = ("gaussian_process",)  # and what judges them
 
 
 @dataclass(frozen=True)
 class AccuracyPredictor:
-    """Predicts what an architecture would measure, without a model: lower is better.
+    """Predicts what an architecture would measure, without a model.
 
     Immutable, and safe to share between threads.
 
     Args:
         layout: the dense model.
-        prior: additive prior, from the pairs that change one sub-block.
-        model: margin and trees, from the other pairs.
-        quality: held-out quality of the model.
-        half_width: half width of the interval, in natural logarithms.
+        prior: additive prior, from the pairs that change one sub-block; where there are none, an assumed one.
+        regressor: what was chosen by cross-validation; `quality.regressor` names it.
+        process: Gaussian process on the same pairs, which knows how far an architecture is from them.
+        quality: held-out quality of the regressor.
+        intervals: by what the process' standard deviation is multiplied for half of one.
+        target: what is predicted.
         protocol: how the pairs were measured; a prediction stands for that protocol alone.
-        target: what was measured, for example "kl".
-        seed: of folds and trees.
+        seed: of folds and models.
+        few_tokens: whether architectures come with what they measured on few tokens.
+        expansions: of measured architectures, what slopes taken there say of their surroundings.
     """
 
     layout: Layout
     prior: AdditivePrior
-    model: BoostedModel
+    regressor: Regressor
+    process: GaussianProcess
     quality: Quality
-    half_width: float
+    intervals: Intervals
+    target: Target = field(default_factory=Target)
     protocol: str = ""
-    target: str = "kl"
     seed: int = 0
-    # What cross-validation predicted, by fingerprint, of each pair that `fit` trained on; not saved.
-    held_out: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
+    few_tokens: bool = False
+    expansions: tuple[Expansion, ...] = ()
+    # What cross-validation predicted, by fingerprint, of each pair that `fit` trained on and no slopes were taken at;
+    # not saved.
+    held_out: Mapping[str, tuple[float, float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def fit(
@@ -68,92 +69,224 @@ class AccuracyPredictor:
         architectures: Sequence[Architecture],
         values: Sequence[float],
         *,
-        protocol: str = "",
-        target: str = "kl",
+        target: Target | None = None,
+        protocol: str | Sequence[str] = "",
+        few_tokens: Sequence[float] | None = None,
+        expansions: Sequence[Expansion] = (),
         seed: int = 0,
+        regressors: Sequence[str] = tuple(REGRESSORS),
     ) -> Self:
-        """Fit a predictor: singles make the prior, all others train margin and trees.
+        """Fit a predictor: singles make the prior, all others train the regressors, of which the best is kept.
 
         Args:
             layout: the dense model.
-            architectures: measured architectures, in any order; dense is ignored.
-            values: measured value of each, at least 0 and 0 for dense, all of one protocol.
-            protocol: how they were measured.
-            target: what was measured; KL to the dense model in nats per token is "kl".
-            seed: of folds and trees.
+            architectures: measured architectures, in any order; dense is ignored. Where none differs from dense in one
+                gene of one sub-block only, sub-blocks of a kind are assumed to do the same damage. The dense model less
+                one layer counts as a single.
+            values: measured value of each.
+            target: what was measured; None is KL to the dense model in nats per token.
+            protocol: how they were measured; where there is one for each, they must be the same.
+            few_tokens: what each measured on few tokens, as a feature; not a number for singles is allowed.
+            expansions: around some of the architectures, of the target's damage; left out again where cross-validation
+                finds the quarter of the pairs that is closest to them predicted worse with them.
+            seed: of folds and models.
+            regressors: names of those to choose from, preferred ones first.
 
         Raises:
-            PredictorError: too few pairs, equal, non-finite, negative or contradictory values, architectures of another
-                model, or a sub-block that was never measured alone.
+            PredictorError: too few pairs, equal, non-finite or contradictory values or such as the target cannot have,
+                architectures of another model, pairs of two protocols, or a sub-block that was never measured alone.
 
-        Source: arXiv 2309.09507 for boosted trees on pairs, arXiv 2411.19146 for the additive prior.
+        Source: arXiv 2309.09507 for trees on pairs, arXiv 2411.19146 for the additive prior.
         """
-        pairs = Pairs.check(layout, architectures, values)
-        single = singles(layout, pairs.genes)
-        others = pairs.where(~single)
-        others.check_trainable()
-        prior = AdditivePrior.from_genes(layout, pairs.genes, pairs.values)
-        x = features(prior.terms(others.genes))
-        log_values = np.log(np.maximum(others.values, FLOOR))
-        quality, residuals = cross_validate(x, log_values, seed)
-        model = BoostedModel.fit(x, log_values, seed)
-        held_out = dict(zip(others.fingerprints, np.exp(log_values - residuals).tolist(), strict=True))
-        return cls(layout, prior, model, quality, half_width(residuals, COVERAGE), protocol, target, seed, held_out)
+        with one_thread():
+            return cls._fit(
+                layout,
+                architectures,
+                values,
+                target or Target(),
+                one_protocol(protocol),
+                few_tokens,
+                tuple(expansions),
+                seed,
+                regressors,
+            )
 
-    def predict(self, architectures: Iterable[Architecture]) -> Prediction:
+    @classmethod
+    def _fit(
+        cls,
+        layout: Layout,
+        architectures: Sequence[Architecture],
+        values: Sequence[float],
+        target: Target,
+        protocol: str,
+        few_tokens: Sequence[float] | None,
+        expansions: tuple[Expansion, ...],
+        seed: int,
+        regressors: Sequence[str],
+    ) -> Self:
+        check_expansions(expansions, layout, target)
+        pairs = Pairs.check(layout, architectures, values)
+        target.check(pairs.values.tolist(), pairs.fingerprints)
+        few = by_fingerprint(architectures, few_tokens)
+        single = singles(layout, pairs.genes)
+        alone = single | blocks_alone(layout, pairs.genes)
+        others = pairs.where(~alone)
+        others.check_trainable()
+        damages = target.damage(pairs.values)
+        if single.any():
+            prior = AdditivePrior.from_genes(layout, pairs.genes, damages)
+        else:
+            prior = AdditivePrior.assumed(layout, pairs.genes, damages)
+        own = None if few is None else few_damages(target, [few[name] for name in others.fingerprints])
+        y = target.learned(damages[~alone])
+        # Where slopes were taken, the measurement itself is among the features.
+        known = {expansion.architecture.fingerprint for expansion in expansions}
+        judged = np.array([name not in known for name in others.fingerprints])
+        additive = prior.terms(others.genes).sum(axis=1)
+
+        def tried(slopes: tuple[Expansion, ...], names: Sequence[str]) -> tuple[HeldOut, FloatArray]:
+            x = seen(prior, slopes, target, others.genes, own)
+            aggregates = len(aggregate_names(own is not None, bool(slopes)))
+            return cross_validate(x, y, aggregates, seed, names, additive, judged), x
+
+        if expansions:
+            # Where much is taken away, as at 60 % zeros, a first-order change says little of a whole step.
+            distance = surroundings(expansions, prior, others.genes, prior.terms(others.genes))[:, 1]
+            close = judged & (distance <= np.quantile(distance[judged], _CLOSE))
+            with_slopes, without = (tried(slopes, _JUDGE)[0].error(close) for slopes in (expansions, ()))
+            expansions = expansions if with_slopes <= without else ()
+        found, x = tried(expansions, regressors)
+        aggregates = len(aggregate_names(own is not None, bool(expansions)))
+        regressor = REGRESSORS[found.quality.regressor].fit(x, y, aggregates, seed)
+        process = regressor if isinstance(regressor, GaussianProcess) else GaussianProcess.fit(x, y, aggregates, seed)
+        predicted = y - found.residuals
+        told = interval_around(target, predicted, found.intervals.factor(predicted) * found.spreads)
+        rows = zip(told.value.tolist(), told.lower.tolist(), told.upper.tolist(), strict=True)
+        held_out = {name: row for name, row in zip(others.fingerprints, rows, strict=True) if name not in known}
+        return cls(
+            layout,
+            prior,
+            regressor,
+            process,
+            found.quality,
+            found.intervals,
+            target,
+            protocol,
+            seed,
+            few is not None,
+            expansions,
+            held_out,
+        )
+
+    def predict(self, architectures: Iterable[Architecture], few_tokens: Sequence[float] | None = None) -> Prediction:
         """Predict the value of architectures.
 
-        Raises:
-            PredictorError: an architecture is of another model, or changes a sub-block that was never measured alone.
-        """
-        return self.predict_genes(checked_genes(self.layout, architectures))
+        Args:
+            architectures: of the predictor's model.
+            few_tokens: what each measured on few tokens, for a predictor that was fitted with that.
 
-    def predict_genes(self, genes: FloatArray) -> Prediction:
+        Raises:
+            PredictorError: an architecture is of another model, or changes a sub-block that was never measured alone;
+                few_tokens are missing, or given to a predictor that knows none.
+        """
+        return self.predict_genes(checked_genes(self.layout, architectures), few_tokens)
+
+    def predict_genes(self, genes: FloatArray, few_tokens: Sequence[float] | None = None) -> Prediction:
         """Predict the value of many architectures at once.
 
         Args:
             genes: (architectures, layers, genes in the order of `space.GENES`), as from `SearchSpace.genes`.
+            few_tokens: as in `predict`.
 
         Raises:
             PredictorError: as `predict`.
         """
-        x = features(self.prior.terms(genes))
-        # Dense is 0 by definition, which no logarithm reaches.
-        pruned = changed(self.layout, genes).any(axis=(1, 2))
-        value = np.where(pruned, np.exp(self.model.predict(x)), 0.0)
-        return Prediction(value, value * np.exp(-self.half_width), value * np.exp(self.half_width))
+        x = self._features(genes, few_tokens)
+        predicted = self.regressor.predict(x)
+        found = interval_around(self.target, predicted, self.intervals.factor(predicted) * self.process.spread(x))
+        # Dense is known by definition, and no logarithm reaches it.
+        dense = ~changed(self.layout, genes).any(axis=(1, 2))
+        return Prediction(
+            *(np.where(dense, self.target.dense, part) for part in (found.value, found.lower, found.upper))
+        )
+
+    def damages(self, genes: FloatArray) -> FloatArray:
+        """Return predicted damages (architectures,), the lower the better: what a search asks, without intervals.
+
+        Args:
+            genes: (architectures, layers, genes), as in `predict_genes`.
+
+        Raises:
+            PredictorError: as `predict`.
+        """
+        found = self.target.damage_of(self.regressor.predict(self._features(genes, None)))
+        return np.where(changed(self.layout, genes).any(axis=(1, 2)), found, 0.0)
+
+    def belief(self, genes: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+        """Return what is believed of architectures together, in the unit of what is learned (`Target.learned`).
+
+        Args:
+            genes: (architectures, layers, genes), as in `predict_genes`; some thousand at most.
+
+        Returns:
+            Predictions (architectures,), the covariance (architectures, architectures) of their errors, and the
+            variance of a measurement's noise; widened as intervals are.
+
+        Raises:
+            PredictorError: as `predict`.
+        """
+        x = self._features(genes, None)
+        predicted = self.regressor.predict(x)
+        widened = self.intervals.factor(predicted) / norm.ppf((1 + COVERAGE) / 2)
+        covariance = widened[:, None] * self.process.covariance(x) * widened
+        return predicted, covariance, float(np.median(widened) ** 2 * self.process.noise)
+
+    def _features(self, genes: FloatArray, few_tokens: Sequence[float] | None) -> FloatArray:
+        if self.few_tokens != (few_tokens is not None):
+            raise PredictorError(
+                "A predictor fitted with measurements on few tokens must be asked with them, and no other may, but "
+                f"{'none were' if self.few_tokens else 'some were'} given; "
+                f"{'measure them' if self.few_tokens else 'leave them out'}."
+            )
+        few = None if few_tokens is None else few_damages(self.target, few_tokens)
+        return seen(self.prior, self.expansions, self.target, genes, few)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of what the regressor sees."""
+        return feature_names(self.layout, self.few_tokens, bool(self.expansions))
 
     def contributions(self, architectures: Iterable[Architecture]) -> list[dict[str, float]]:
-        """Return, for each architecture, what each feature adds to the natural logarithm of the prediction."""
-        genes = checked_genes(self.layout, architectures)
-        parts = self.model.contributions(features(self.prior.terms(genes)))
-        names = (*feature_names(self.layout), "constant")
+        """Return, for each architecture, what each feature adds to what is learned (`Target.learned`).
+
+        Raises:
+            PredictorError: the regressor is not XGBoost, whose trees alone say so exactly; or as `predict`.
+        """
+        if not isinstance(self.regressor, XGBoost):
+            raise PredictorError(
+                f"Contributions of features must come from xgboost, but this predictor's regressor is "
+                f"{self.quality.regressor}; ask `sub_block_damages`, or fit with regressors=['xgboost']."
+            )
+        parts = self.regressor.contributions(self._features(checked_genes(self.layout, architectures), None))
+        names = (*self.feature_names, "constant")
         return [dict(zip(names, (float(part) for part in row), strict=True)) for row in parts]
 
     def save(self, folder: Path) -> None:
-        """Write the predictor into a folder: predictor.json, and the trees in XGBoost's own trees.json.
-
-        Each file is written beside its place and then renamed, predictor.json last, so that a crash leaves either the
-        old predictor or one that `load` refuses.
-        """
-        trees = self.model.trees_json()
+        """Write the predictor into a folder; see `predictor.folder`."""
+        arrays = {"regressor": self.regressor.to_arrays(), "process": self.process.to_arrays()}
+        arrays["intervals"] = {"places": self.intervals.places, "factors": self.intervals.factors}
         record = {
-            "format": _FORMAT,
-            "version": _VERSION,
             "layout": self.layout.to_dict(),
+            "target": self.target.to_dict(),
             "protocol": self.protocol,
-            "target": self.target,
             "seed": self.seed,
-            "half_width": self.half_width,
+            "few_tokens": self.few_tokens,
             "quality": self.quality.to_dict(),
-            "margin": self.model.margin.to_dict(),
             "prior": self.prior.to_dict(),
-            "features": list(feature_names(self.layout)),
-            "trees_sha256": hashlib.sha256(trees).hexdigest(),
+            "expansions": [expansion.to_dict() for expansion in self.expansions],
+            "features": list(self.feature_names),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / _TREES, trees)
-        _replace(folder / _RECORD, json.dumps(record, indent=1, allow_nan=False).encode())
+        files.write(folder, record, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -162,62 +295,44 @@ class AccuracyPredictor:
         Raises:
             PredictorError: a file is missing, damaged, or not of this version.
         """
-        record = _read_record(folder)
-        trees = _read(folder / _TREES)
-        if hashlib.sha256(trees).hexdigest() != record.get("trees_sha256"):
-            raise PredictorError(
-                f"{_TREES} must be the one that was saved with {_RECORD}, but differs in {folder}; "
-                "fit the predictor again."
-            )
-        try:
+        record, arrays = files.read(folder)
+        with files.refusing(folder):
             layout = Layout.from_dict(record["layout"])
-            if record["features"] != list(feature_names(layout)):
+            few_tokens = bool(record["few_tokens"])
+            expansions = tuple(Expansion.from_dict(layout, each) for each in record["expansions"])
+            if record["features"] != list(feature_names(layout, few_tokens, bool(expansions))):
                 raise ValueError("its features are not this version's")
+            quality = Quality.from_dict(record["quality"])
             return cls(
                 layout=layout,
                 prior=AdditivePrior.from_dict(layout, record["prior"]),
-                model=BoostedModel.from_json(Margin.from_dict(record["margin"]), trees),
-                quality=Quality.from_dict(record["quality"]),
-                half_width=float(record["half_width"]),
+                regressor=REGRESSORS[quality.regressor].from_arrays(arrays["regressor"]),
+                process=GaussianProcess.from_arrays(arrays["process"]),
+                quality=quality,
+                intervals=Intervals(**arrays["intervals"]),
+                target=Target.from_dict(record["target"]),
                 protocol=str(record["protocol"]),
-                target=str(record["target"]),
                 seed=int(record["seed"]),
+                few_tokens=few_tokens,
+                expansions=expansions,
             )
-        except (KeyError, TypeError, ValueError, AttributeError, SecateurError) as error:
-            raise PredictorError(
-                f"A predictor's {_RECORD} must be complete and of this version, but the one in {folder} is not "
-                f"({error}); fit the predictor again."
-            ) from None
 
 
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    beside.write_bytes(content)
-    beside.replace(path)
+def curve_of(
+    predictor: AccuracyPredictor, architectures: Sequence[Architecture], values: Sequence[float]
+) -> list[CurvePoint]:
+    """Return the learning curve of a predictor: its held-out quality had it been fitted on fewer of its pairs.
 
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise PredictorError(
-            f"A predictor's folder must hold {_RECORD} and {_TREES}, but {path} cannot be read "
-            f"({error.strerror}); fit and save a predictor there."
-        ) from None
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(_read(folder / _RECORD))
-    except ValueError as error:
-        if isinstance(error, PredictorError):
-            raise
-        raise PredictorError(
-            f"A predictor's {_RECORD} must be JSON, but the one in {folder} is not ({error}); fit the predictor again."
-        ) from None
-    if not isinstance(record, dict) or record.get("format") != _FORMAT or record.get("version") != _VERSION:
-        raise PredictorError(
-            f"A predictor's {_RECORD} must be of format {_FORMAT} version {_VERSION}, but the one in {folder} is not; "
-            "fit the predictor again with this version."
-        )
-    return record
+    Args:
+        predictor: as fitted on the pairs, without few-token measurements.
+        architectures: those that it was fitted on; singles and dense are ignored.
+        values: measured value of each.
+    """
+    pairs = Pairs.check(predictor.layout, architectures, values)
+    alone = singles(predictor.layout, pairs.genes) | blocks_alone(predictor.layout, pairs.genes)
+    others = pairs.where(~alone)
+    x = seen(predictor.prior, predictor.expansions, predictor.target, others.genes, None)
+    y = predictor.target.learned(predictor.target.damage(others.values))
+    aggregates = len(aggregate_names(expanded=bool(predictor.expansions)))
+    with one_thread():
+        return learning_curve(x, y, aggregates, predictor.seed, predictor.quality.regressor)

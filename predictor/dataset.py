@@ -22,7 +22,7 @@ class Pairs:
 
     Args:
         genes: (pairs, layers, genes in the order of `GENES`).
-        values: (pairs,) measured values, for KL in nats per token.
+        values: (pairs,) measured values.
         fingerprints: (pairs,) of the architectures.
     """
 
@@ -40,7 +40,7 @@ class Pairs:
             values: measured value of each.
 
         Raises:
-            PredictorError: the pairs do not fit the layout, are not finite, are negative or contradict each other.
+            PredictorError: the pairs do not fit the layout or contradict each other.
         """
         if len(architectures) != len(values):
             raise PredictorError(
@@ -50,13 +50,8 @@ class Pairs:
         genes = checked_genes(layout, architectures)
         first: dict[Architecture, int] = {}
         for index, (architecture, value) in enumerate(zip(architectures, values, strict=True)):
-            if not (math.isfinite(value) and value >= 0):
-                raise PredictorError(
-                    f"A measured value must be a finite number of at least 0, but that of architecture "
-                    f"{architecture.fingerprint} (pair {index}) is {value}; measure it again or leave it out."
-                )
             known = first.setdefault(architecture, index)
-            if not math.isclose(values[known], value, rel_tol=_SAME, abs_tol=1e-12):
+            if known != index and not math.isclose(values[known], value, rel_tol=_SAME, abs_tol=1e-12):
                 raise PredictorError(
                     f"An architecture must have one value, but {architecture.fingerprint} has {values[known]:g} "
                     f"(pair {known}) and {value:g} (pair {index}); keep the pairs of one protocol."
@@ -77,7 +72,7 @@ class Pairs:
                 f"gene of one sub-block, but there are {len(self.values)}; measure {FEWEST_PAIRS - len(self.values)} "
                 "more."
             )
-        if np.ptp(self.values) <= _SAME * self.values.max():
+        if np.ptp(self.values) <= _SAME * np.abs(self.values).max():
             raise PredictorError(
                 f"The values of a predictor's pairs must differ, but all {len(self.values)} are {self.values[0]:g}; "
                 "measure on more tokens or with another metric."
@@ -120,6 +115,15 @@ def changed(layout: Layout, genes: FloatArray) -> NDArray[np.bool_]:
 def singles(layout: Layout, genes: FloatArray) -> NDArray[np.bool_]:
     """Return which of (architectures, layers, genes) differ from dense in exactly one gene of one sub-block."""
     return np.asarray(changed(layout, genes).sum(axis=(1, 2)) == 1)
+
+
+def blocks_alone(layout: Layout, genes: FloatArray) -> NDArray[np.bool_]:
+    """Return which of (architectures, layers, genes) are the dense model less one whole layer."""
+    sub_blocks = by_sub_block(genes)
+    differ = changed(layout, genes)
+    removed = (sub_blocks[:, :, 0] == 0) & ~differ[:, :, 1]  # (architectures, 2 * layers)
+    whole = removed[:, 0::2] & removed[:, 1::2]
+    return np.asarray((whole.sum(axis=1) == 1) & (differ.sum(axis=(1, 2)) == 2))
 
 
 def by_sub_block(genes: FloatArray) -> FloatArray:

@@ -1,212 +1,49 @@
-"""What the trees see of an architecture: the additive prior, and how its damage is spread over the model.
+"""What regressors see of an architecture: its prior, and how the damage is spread over the model.
 
-Notation: L layers; sub-block 2 i is the attention of layer i, 2 i + 1 its MLP; the damage of a sub-block is the value
-measured when it alone is pruned and all else is dense. The prior of an architecture is the sum of its 2 L damages. It
-is blind to interactions, so all features but the first say where the damage sits, not how much of it there is.
+The prior (`predictor.prior`) is blind to interactions, so all features but the first say where the damage sits, not
+how much of it there is. Of what is learned as it is and not by its logarithm, damages are not divided by their sum.
+
+Where slopes were taken at measured architectures (`predictor.expansion`), the first feature passes from what they say
+to the additive prior as the distance grows: log prior + exp(-distance) log(expanded / prior).
 """
-
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
 
 import numpy as np
 
-from predictor.dataset import FloatArray, by_sub_block, changed, checked_genes, dense_widths, singles
-from space import GENES, Architecture, Layout, PredictorError
+from predictor.dataset import FloatArray
+from predictor.targets import FLOOR
+from space import Layout
 
-Knots = tuple[tuple[float, float], ...]  # (gene, value), as measured, the least damage first
-
-# KL grows with the channels lost to about this power.
-POWER = 5 / 3
-LEAST_SHARE = 0.1  # of a measured value stays when the rounding floor is taken off
-FLOOR = 1e-6  # nats per token: below every measurement's noise, above the logarithm's end
-# Shares by depth or kind, the largest share, the concentration and counts of removed sub-blocks were tried as well: on
-# synthetic models with 60 and 120 pairs each lowers the held-out rank correlation or leaves it as it is.
-AGGREGATES = ("log_prior", "neighbours", "within_layer")
+# Shares by depth, the largest share, the concentration and counts of removed sub-blocks were tried as well: each lowers
+# the cross-validated rank correlation, on synthetic and on measured spaces, or leaves it as it is.
+AGGREGATES = ("prior", "neighbours", "within_layer", "attention")
+EXPANDED = ("expansion", "distance")
+FEW_TOKENS = "few_tokens"
 
 
-@dataclass(frozen=True)
-class AdditivePrior:
-    """The additive replace-one-sub-block prior: one damage curve per sub-block and gene.
-
-    A curve is a power law between measured points, value = c lost ** POWER locally; it starts at 0 for the dense gene,
-    never falls as less is kept, and goes on at its own slope beyond the last measured point. Before that, the rounding
-    floor (see `rounding_floor`) is taken off: it is in every measurement once, and a sum over all sub-blocks would
-    count it once for each. What it is read from, MLPs less one channel, is no point of a curve. The damages of a
-    sub-block's width and of its sparsity add.
-
-    Args:
-        layout: the dense model.
-        widths: measured (width, value) of each sub-block, widest first; empty where none was measured.
-        sparsities: measured (sparsity, value) of each sub-block, densest first; empty where none was measured.
-
-    Source: Puzzle (arXiv 2411.19146), replace-1-block scores.
-    """
-
-    layout: Layout
-    widths: tuple[Knots, ...]
-    sparsities: tuple[Knots, ...]
-    _table: FloatArray = field(init=False, repr=False, compare=False)  # (2 * layers, widths), a value for each width
-
-    def __post_init__(self) -> None:
-        table = np.zeros((2 * self.layout.layers, max(dense_widths(self.layout)) + 1))
-        for column, (knots, dense) in enumerate(zip(self.widths, dense_widths(self.layout), strict=True)):
-            asked = np.arange(dense + 1, dtype=np.float64)
-            # Nothing measured: 0 for the dense width and no number for the others.
-            table[column, : dense + 1] = _curve(dense - asked, [(dense - w, v) for w, v in knots], float(dense))
-        object.__setattr__(self, "_table", table)
-
-    @classmethod
-    def from_pairs(cls, layout: Layout, architectures: Iterable[Architecture], values: Sequence[float]) -> Self:
-        """Build the prior from those architectures that differ from dense in one gene of one sub-block.
-
-        Args:
-            layout: the dense model.
-            architectures: architectures; those that are no singles are ignored, unless they need a missing one.
-            values: measured value of each, 0 for the dense model; KL in nats per token.
-
-        Raises:
-            PredictorError: a sub-block that some architecture changes was never measured alone.
-        """
-        return cls.from_genes(layout, checked_genes(layout, architectures), np.asarray(values, dtype=np.float64))
-
-    @classmethod
-    def from_genes(cls, layout: Layout, genes: FloatArray, values: FloatArray) -> Self:
-        """Build the prior from genes (architectures, layers, genes) and their values (architectures,).
-
-        Raises:
-            PredictorError: as `from_pairs`.
-        """
-        widths: list[dict[float, float]] = [{} for _ in range(2 * layout.layers)]
-        sparsities: list[dict[float, float]] = [{} for _ in range(2 * layout.layers)]
-        sub_blocks = by_sub_block(genes)
-        for row in np.flatnonzero(singles(layout, genes)):
-            column, gene = (int(index) for index in np.argwhere(changed(layout, genes[row : row + 1])[0])[0])
-            (widths if gene == 0 else sparsities)[column][float(sub_blocks[row, column, gene])] = float(values[row])
-        floor = rounding_floor(layout, widths)
-        for column, (by_width, by_sparsity) in enumerate(zip(widths, sparsities, strict=True)):
-            for curve in (by_width, by_sparsity):
-                for kept, value in curve.items():
-                    curve[kept] = float(max(value - floor[column // 2], LEAST_SHARE * value))
-        prior = cls(
-            layout,
-            tuple(tuple(sorted(curve.items(), reverse=True)) for curve in widths),
-            tuple(tuple(sorted(curve.items())) for curve in sparsities),
-        )
-        prior.terms(genes)  # refuses what was never measured
-        return prior
-
-    def terms(self, genes: FloatArray) -> FloatArray:
-        """Return the damage that each sub-block would do alone.
-
-        Args:
-            genes: (architectures, layers, genes in the order of `GENES`).
-
-        Returns:
-            (architectures, 2 * layers), column 2 i for the attention of layer i and 2 i + 1 for its MLP.
-
-        Raises:
-            PredictorError: a gene is out of range, or the sub-block was never measured alone with that gene changed.
-        """
-        if genes.ndim != 3 or genes.shape[1:] != (self.layout.layers, len(GENES)):
-            raise PredictorError(
-                f"Genes must be of shape (architectures, {self.layout.layers}, {len(GENES)}), but are of shape "
-                f"{genes.shape}; give architectures of the model that the predictor was fitted on."
-            )
-        sub_blocks = by_sub_block(genes)
-        kept, sparsity = sub_blocks[:, :, 0], sub_blocks[:, :, 1]
-        self._check_range(kept, sparsity)
-        result: FloatArray = self._table[np.arange(kept.shape[1]), kept.astype(np.intp)]
-        for column in map(int, np.flatnonzero((sparsity > 0).any(axis=0))):
-            result[:, column] += _curve(sparsity[:, column], self.sparsities[column], 1.0)
-        if np.isnan(result).any():
-            row, column = (int(index) for index in np.argwhere(np.isnan(result))[0])
-            raise PredictorError(self._unmeasured(column, kept[row, column], sparsity[row, column]))
-        return result
-
-    def _check_range(self, kept: FloatArray, sparsity: FloatArray) -> None:
-        if not kept.size:
-            return
-        dense = np.array(dense_widths(self.layout), dtype=np.float64)
-        wrong = ~((kept >= 0) & (kept <= dense) & (sparsity >= 0) & (sparsity < 1))
-        if wrong.any():
-            row, column = (int(index) for index in np.argwhere(wrong)[0])
-            raise PredictorError(
-                f"The {_name(column)} must keep between 0 and {dense[column]:g} with a sparsity of at least 0 and "
-                f"below 1, but keeps {kept[row, column]:g} with a sparsity of {sparsity[row, column]:g}; "
-                "give architectures of the model that the predictor was fitted on."
-            )
-
-    def _unmeasured(self, column: int, kept: float, sparsity: float) -> str:
-        gene = GENES[2 * (column % 2)] if np.isnan(self._table[column, int(kept)]) else GENES[2 * (column % 2) + 1]
-        value = kept if gene == GENES[2 * (column % 2)] else sparsity
-        return (
-            f"Each sub-block that is pruned must also be measured alone, but the {_name(column)} is asked for with "
-            f"{gene} {value:g} and no pair changes its {gene} and nothing else; measure one."
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the measured points as plain values for JSON, without the layout."""
-        return {
-            "widths": [[list(point) for point in knots] for knots in self.widths],
-            "sparsities": [[list(point) for point in knots] for knots in self.sparsities],
-        }
-
-    @classmethod
-    def from_dict(cls, layout: Layout, values: Mapping[str, Any]) -> Self:
-        """Rebuild a prior from `to_dict`.
-
-        Raises:
-            PredictorError: the values are not a prior of this layout.
-        """
-        try:
-            widths, sparsities = (
-                tuple(tuple((float(gene), float(value)) for gene, value in knots) for knots in values[key])
-                for key in ("widths", "sparsities")
-            )
-            if len(widths) != 2 * layout.layers or len(sparsities) != 2 * layout.layers:
-                raise ValueError(f"{len(widths)} curves")
-        except (KeyError, TypeError, ValueError) as error:
-            raise PredictorError(
-                f"A prior must hold the measured widths and sparsities of {2 * layout.layers} sub-blocks, but does not "
-                f"({error}); fit the predictor again."
-            ) from None
-        return cls(layout, widths, sparsities)
-
-
-def rounding_floor(layout: Layout, widths: Sequence[dict[float, float]]) -> FloatArray:
-    """Take out of measured widths those of one channel less, and return what rounding alone is worth at each layer.
-
-    In bfloat16 any change, however small, makes all later layers round differently: some 0.001 nats of KL on
-    SmolLM2-135M, more the more layers follow. An MLP less its least channel shows that and hardly anything else.
-
-    Args:
-        layout: the dense model.
-        widths: measured value by width for each sub-block (2 * layers); one channel less is removed from it.
-
-    Returns:
-        (layers,) nats per token, linear between the layers where it was measured; 0 where it nowhere was.
-    """
-    found = {}
-    for layer in range(layout.layers):
-        value = widths[2 * layer + 1].pop(float(layout.mlp_width - 1), None)
-        if value is not None:
-            found[layer] = value
-    if not found:
-        return np.zeros(layout.layers)
-    return np.interp(np.arange(layout.layers), list(found), list(found.values()))
-
-
-def feature_names(layout: Layout) -> tuple[str, ...]:
+def feature_names(layout: Layout, few_tokens: bool = False, expanded: bool = False) -> tuple[str, ...]:
     """Return the names of the columns of `features`: the aggregates, then the terms of the sub-blocks."""
-    return AGGREGATES + tuple(f"{part}_{layer}" for layer in range(layout.layers) for part in ("attention", "mlp"))
+    sub_blocks = tuple(f"{part}_{layer}" for layer in range(layout.layers) for part in ("attention", "mlp"))
+    return aggregate_names(few_tokens, expanded) + sub_blocks
 
 
-def features(terms: FloatArray) -> FloatArray:
-    """Return what the trees see of each architecture.
+def aggregate_names(few_tokens: bool = False, expanded: bool = False) -> tuple[str, ...]:
+    """Return the names of the first columns of `features`, those of the whole model."""
+    return AGGREGATES + EXPANDED * expanded + (FEW_TOKENS,) * few_tokens
+
+
+def features(
+    terms: FloatArray,
+    logarithmic: bool = True,
+    few_tokens: FloatArray | None = None,
+    expanded: FloatArray | None = None,
+) -> FloatArray:
+    """Return what regressors see of each architecture.
 
     Args:
         terms: (architectures, 2 * layers), from `AdditivePrior.terms`.
+        logarithmic: whether the logarithm of the damage is learned.
+        few_tokens: (architectures,) damage measured on few tokens, in the unit in which it is learned.
+        expanded: (architectures, 2), from `surroundings`; only where the logarithm is learned.
 
     Returns:
         (architectures, features in the order of `feature_names`).
@@ -217,29 +54,14 @@ def features(terms: FloatArray) -> FloatArray:
     # A geometric mean is large only where both are damaged.
     neighbours = np.sqrt(layer[:, :-1] * layer[:, 1:]).sum(axis=1)
     within_layer = (roots[:, 0::2] * roots[:, 1::2]).sum(axis=1)
-    return np.column_stack((np.log(total), neighbours / total, within_layer / total, roots))
-
-
-def _curve(lost: FloatArray, knots: Sequence[tuple[float, float]], end: float) -> FloatArray:
-    """Interpolate a damage curve.
-
-    Args:
-        lost: (n,) how much is taken away, 0 to `end`.
-        knots: (lost, value), by rising loss.
-        end: the largest possible loss.
-
-    Returns:
-        (n,) damages; not a number where something is lost and nothing was measured.
-    """
-    if not knots:
-        return np.where(lost > 0, np.nan, 0.0)
-    x = np.array([0.0, *(point for point, _ in knots)])
-    y = np.maximum.accumulate(np.maximum([0.0, *(value for _, value in knots)], 0.0)) ** (1 / POWER)
-    if x[-1] < end:
-        slope = max((y[-1] - y[-2]) / (x[-1] - x[-2]), y[-1] / x[-1])
-        x, y = np.append(x, end), np.append(y, y[-1] + slope * (end - x[-1]))
-    return np.asarray(np.interp(lost, x, y) ** POWER)
-
-
-def _name(column: int) -> str:
-    return f"{'MLP' if column % 2 else 'attention'} of layer {column // 2}"
+    share = total if logarithmic else 1.0
+    prior = np.log(total) if logarithmic else total
+    if expanded is not None:
+        prior = prior + np.exp(-expanded[:, 1]) * expanded[:, 0]
+    attention = terms[:, 0::2].sum(axis=1)
+    aggregates = [prior, neighbours / share, within_layer / share, attention / share]
+    if expanded is not None:
+        aggregates += [expanded[:, 0], expanded[:, 1]]
+    if few_tokens is not None:
+        aggregates.append(few_tokens)
+    return np.column_stack((*aggregates, roots))

@@ -1,19 +1,27 @@
-"""How good a predictor is on pairs that it has not seen."""
+"""How good regressors are on pairs that they have not seen, which one to take, and whether more pairs would pay."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 from sklearn.model_selection import KFold
 
-from predictor.boosting import BoostedModel
 from predictor.dataset import FloatArray
+from predictor.gaussian import GaussianProcess
+from predictor.intervals import Intervals
+from predictor.regressors import REGRESSORS, Regressor
 from space import PredictorError
 
-FOLDS = 10  # each fold's model then has nearly as many pairs as the final one
+_FOLDS = ((500, 10), (5000, 5))  # up to so many pairs; with 10, each fold's model has nearly as many as the final one
+_FEWEST_FOLDS = 3
+_AS_GOOD = 1.01  # times the lowest error is no difference
+_ROUNDS, _FEW_PAIRS = 4, 500  # of cross-validation for the intervals, of so many pairs at most
+COVERAGE = 0.9  # share of new measurements that an interval is to contain
+CURVE = (0.25, 0.5, 0.75, 1.0)  # shares of the pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,9 @@ class Quality:
     pairs: int
     folds: int
     seed: int
+    regressor: str  # the one chosen, whose quality this is
+    # By regressor: kendall_tau, kendall_tau_best_quarter and rmse_log of each that was tried on the same folds.
+    table: Mapping[str, Mapping[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -49,47 +60,172 @@ class Quality:
         return cls(**values)
 
 
-def cross_validate(x: FloatArray, log_values: FloatArray, seed: int, folds: int = FOLDS) -> tuple[Quality, FloatArray]:
-    """Predict each pair by a model that has not seen it.
+@dataclass(frozen=True)
+class HeldOut:
+    """What models that had not seen a pair said of it.
+
+    Args:
+        quality: of the chosen regressor, and the table of all.
+        residuals: (pairs,) measured less predicted by the chosen one, natural logarithms.
+        spreads: (pairs,) standard deviation that the Gaussian process expected of the pair.
+        intervals: calibrated on several such rounds.
+        rounds: (rounds, pairs) the residuals of those rounds.
+    """
+
+    quality: Quality
+    residuals: FloatArray
+    spreads: FloatArray
+    intervals: Intervals
+    rounds: FloatArray
+
+    def error(self, which: NDArray[np.bool_]) -> float:
+        """Return the root mean square error of some of the pairs (pairs,), over all rounds."""
+        return float(np.sqrt(np.mean(self.rounds[:, which] ** 2)))
+
+
+def cross_validate(
+    x: FloatArray,
+    log_values: FloatArray,
+    aggregates: int,
+    seed: int,
+    regressors: Sequence[str] = tuple(REGRESSORS),
+    prior: FloatArray | None = None,
+    judged: NDArray[np.bool_] | None = None,
+) -> HeldOut:
+    """Predict each pair by models that have not seen it, and choose the regressor of the lowest error.
 
     Args:
         x: (pairs, features), the logarithm of the prior first.
         log_values: (pairs,) natural logarithms of the measured values.
-        seed: of the folds and of each fold's trees.
-        folds: number of folds, at most the number of pairs.
-
-    Returns:
-        The quality, and the held-out residuals (pairs,), measured less predicted, in natural logarithms.
+        aggregates: how many of the first columns are aggregates.
+        seed: of the folds and of each fold's models.
+        regressors: names of those to try, preferred ones first.
+        prior: (pairs,) the additive prior alone; None takes the first feature.
+        judged: (pairs,) which count for the quality, for some may be known to their features; None takes all.
     """
-    predicted = np.empty_like(log_values)
-    for train, test in KFold(folds, shuffle=True, random_state=seed).split(x):
-        predicted[test] = BoostedModel.fit(x[train], log_values[train], seed).predict(x[test])
-    best = log_values <= np.quantile(log_values, 0.25)
+    prior = x[:, 0] if prior is None else prior
+    judged = np.ones(len(x), dtype=np.bool_) if judged is None else judged
+    # Four numbers tuned on all pairs know next to nothing of a single one, and tuning is nearly all of a fit's time.
+    tuned = GaussianProcess.fit(x, log_values, aggregates, seed)
+    predicted, spreads = _held_out(x, log_values, aggregates, seed, 0, regressors, tuned)
+    truth = log_values[judged]
+    table = {name: _scores(found[judged], truth) for name, found in predicted.items()}
+    least = min(scores["rmse_log"] for scores in table.values())
+    chosen = next(name for name in regressors if table[name]["rmse_log"] <= _AS_GOOD * least)
     quality = Quality(
-        kendall_tau=_number(kendalltau(predicted, log_values).statistic),
-        spearman=_number(spearmanr(predicted, log_values).statistic),
-        rmse_log=float(np.sqrt(np.mean((predicted - log_values) ** 2))),
-        kendall_tau_best_quarter=_number(kendalltau(predicted[best], log_values[best]).statistic),
-        prior_kendall_tau=_number(kendalltau(x[:, 0], log_values).statistic),
+        **table[chosen],
+        spearman=_number(spearmanr(predicted[chosen][judged], truth).statistic),
+        prior_kendall_tau=_number(kendalltau(prior[judged], truth).statistic),
         pairs=len(log_values),
-        folds=folds,
+        folds=fold_count(len(x)),
         seed=seed,
+        regressor=chosen,
+        table=table,
     )
-    return quality, log_values - predicted
+    rounds = [(predicted[chosen], spreads)]
+    # One division of few pairs into folds is a matter of chance: another may give half of the quantile.
+    for number in range(1, _ROUNDS if len(x) <= _FEW_PAIRS else 1):
+        own, others = _held_out(x, log_values, aggregates, seed, number, [chosen], tuned)
+        rounds.append((own[chosen], others))
+    places = np.concatenate([own[judged] for own, _ in rounds])
+    scores = np.concatenate([(np.abs(log_values - own) / others)[judged] for own, others in rounds])
+    intervals = Intervals.calibrate(places, scores, COVERAGE, len(rounds))
+    residuals = np.array([log_values - own for own, _ in rounds])
+    return HeldOut(quality, residuals[0], spreads, intervals, residuals)
 
 
-def half_width(residuals: FloatArray, coverage: float) -> float:
-    """Return the half width of the conformal interval, in the unit of the residuals.
+def _held_out(
+    x: FloatArray,
+    log_values: FloatArray,
+    aggregates: int,
+    seed: int,
+    number: int,
+    regressors: Sequence[str],
+    tuned: GaussianProcess,
+) -> tuple[dict[str, FloatArray], FloatArray]:
+    """Return held-out predictions (pairs,) of each regressor and the process' standard deviations (pairs,)."""
+    predicted = {name: np.empty_like(log_values) for name in regressors}
+    spreads = np.empty_like(log_values)
+    draw = seed if not number else int(np.random.default_rng([seed, number]).integers(2**31))
+    for train, test in KFold(fold_count(len(x)), shuffle=True, random_state=draw).split(x):
+        process = GaussianProcess.fit(x[train], log_values[train], aggregates, seed, tuned)
+        spreads[test] = process.spread(x[test])
+        for name in regressors:
+            kind = REGRESSORS[name]
+            model = process if kind is GaussianProcess else kind.fit(x[train], log_values[train], aggregates, seed)
+            predicted[name][test] = model.predict(x[test])
+    return predicted, spreads
+
+
+def fold_count(pairs: int) -> int:
+    """Return into how many folds so many pairs are divided."""
+    return next((folds for most, folds in _FOLDS if pairs <= most), _FEWEST_FOLDS)
+
+
+def _scores(predicted: FloatArray, log_values: FloatArray) -> dict[str, float]:
+    best = log_values <= np.quantile(log_values, 0.25)
+    return {
+        "kendall_tau": _number(kendalltau(predicted, log_values).statistic),
+        "kendall_tau_best_quarter": _number(kendalltau(predicted[best], log_values[best]).statistic),
+        "rmse_log": float(np.sqrt(np.mean((predicted - log_values) ** 2))),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """Held-out quality with fewer pairs to learn from."""
+
+    pairs: int
+    kendall_tau: float
+    kendall_tau_best_quarter: float
+    rmse_log: float
+
+
+def learning_curve(
+    x: FloatArray, log_values: FloatArray, aggregates: int, seed: int, regressor: str
+) -> list[CurvePoint]:
+    """Return the held-out quality of a regressor by how many pairs it was fitted on.
+
+    The same pairs are held out at every point, and what a smaller point learns from is part of what a larger one does.
 
     Args:
-        residuals: (pairs,) held-out.
-        coverage: share of new values that the interval is to contain.
-
-    Source: split conformal prediction (arXiv 2107.07511): the ceil((n + 1) coverage)-th smallest absolute
-    residual; with cross-validation in place of the split, the guarantee is approximate (arXiv 1905.02928).
+        x: (pairs, features).
+        log_values: (pairs,).
+        aggregates: how many of the first columns are aggregates.
+        seed: of folds, draws and models.
+        regressor: its name.
     """
-    ordered = np.sort(np.abs(residuals))
-    return float(ordered[min(math.ceil((len(ordered) + 1) * coverage), len(ordered)) - 1])
+    rng = np.random.default_rng(seed)
+    predicted = {share: np.empty_like(log_values) for share in CURVE}
+    counts = dict.fromkeys(CURVE, 0)
+    kind = REGRESSORS[regressor]
+    # By share: of all pairs as in `cross_validate`, of fewer on the first that it learns from.
+    tuned = {CURVE[-1]: GaussianProcess.fit(x, log_values, aggregates, seed)}
+    for train, test in KFold(fold_count(len(x)), shuffle=True, random_state=seed).split(x):
+        order = rng.permutation(train)
+        for share in CURVE:
+            part = order[: max(2, round(share * len(order)))]
+            counts[share] = len(part)
+            model: Regressor
+            if kind is GaussianProcess:
+                model = GaussianProcess.fit(x[part], log_values[part], aggregates, seed, tuned.get(share))
+                tuned.setdefault(share, model)
+            else:
+                model = kind.fit(x[part], log_values[part], aggregates, seed)
+            predicted[share][test] = model.predict(x[test])
+    return [CurvePoint(counts[share], **_scores(predicted[share], log_values)) for share in CURVE]
+
+
+def error_with(curve: Sequence[CurvePoint], pairs: int) -> float:
+    """Return the error (root mean square of the logarithm) to expect with so many pairs.
+
+    The error falls by a power of the pairs, read from the curve; it is not expected to rise.
+
+    Source: Hestness et al., Deep Learning Scaling is Predictable (arXiv 1712.00409), for the power law.
+    """
+    counts, errors = np.log([point.pairs for point in curve]), np.log([max(point.rmse_log, 1e-9) for point in curve])
+    slope = min(float(np.polyfit(counts, errors, 1)[0]), 0.0)
+    return float(np.exp(errors[-1] + slope * (math.log(pairs) - counts[-1])))
 
 
 def _number(value: Any) -> float:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from predictor.dataset import FloatArray, by_sub_block, changed, checked_genes, singles
-from predictor.features import LEAST_SHARE, AdditivePrior, Knots
+from predictor.prior import LEAST_SHARE, AdditivePrior, Knots
 from space import Architecture
 
 _FEWEST_LAYERS = 4  # a variance between fewer says nothing
@@ -50,7 +50,17 @@ def expect_elsewhere(
         logs = np.log(np.maximum([curve[value] for curve in curves], np.finfo(float).tiny))
         for curve, log in zip(curves, share * logs + (1 - share) * logs.mean(), strict=True):
             curve[value] = float(np.exp(log))
-    return AdditivePrior(prior.layout, _knots(widths, densest_last=True), _knots(sparsities, densest_last=False))
+    blocks = {layer: value * _changed_by(widths, prior.widths, layer) for layer, value in prior.blocks.items()}
+    return AdditivePrior(
+        prior.layout, _knots(widths, densest_last=True), _knots(sparsities, densest_last=False), blocks
+    )
+
+
+def _changed_by(after: Sequence[Mapping[float, float]], before: Sequence[Knots], layer: int) -> float:
+    """Return by what a layer removed whole goes: as its two sub-blocks, each removed alone."""
+    own = slice(2 * layer, 2 * layer + 2)
+    found, measured = (sum(dict(curve).get(0.0, 0.0) for curve in curves[own]) for curves in (after, before))
+    return found / measured if measured > 0 else 1.0
 
 
 def _knots(curves: Sequence[Mapping[float, float]], densest_last: bool) -> tuple[Knots, ...]:

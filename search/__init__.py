@@ -12,10 +12,11 @@ _HOMES = {
     "export_best": "search.export.best",
     "generate_text": "search.export.best",
     "load_config": "search.config",
+    "open_sliders": "search.sliders",
     "run_search": "search.run",
 }
 
-__all__ = ["RunConfig", "RunFolder", "export_best", "generate_text", "load_config", "run_search"]
+__all__ = ["RunConfig", "RunFolder", "export_best", "generate_text", "load_config", "open_sliders", "run_search"]
 
 
 def __getattr__(name: str) -> Any:

@@ -145,24 +145,45 @@ def measure(
         )
 
 
-@app.command(epilog="Example: secateur fit runs/smollm2-135m-parameters-0.8")
+@app.command(epilog="Example: secateur fit runs/mine --pairs arc.csv --value accuracy --target accuracy --dense 0.44")
 def fit(
     folder: RunArgument,
-    seed: Annotated[int | None, typer.Option(help="Of folds and trees; default the run's.", min=0)] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="CSV or Parquet with pairs measured elsewhere, columns like 3.mlp_width; default the run's."),
+    ] = None,
+    value: Annotated[str, typer.Option(help="Column of --pairs with what was measured.")] = "kl",
+    target: Annotated[
+        str, typer.Option(help="What it is: kl, nll, perplexity, accuracy (better when higher) or latency.")
+    ] = "kl",
+    dense: Annotated[float, typer.Option(help="What the dense model measures; 0 for kl.")] = 0.0,
+    out: Annotated[Path | None, typer.Option(help="Folder for it; default predictor/ or predictor-VALUE/.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of folds and models; default the run's.", min=0)] = None,
     as_json: Json = False,
 ) -> None:
     """Fit the predictor anew and say how good it is.
 
-    It learns from all pairs of the run, those that you measured included.
+    It learns from all pairs of the run, those that you measured included; or from a table of pairs of the same model.
     """
-    from search.session import refit
+    from predictor import Target
+    from search.learned import verdict
+    from search.session import fit_table, refit
 
-    quality = refit(RunFolder(folder), seed)
+    opened = RunFolder(folder)
+    if pairs is None:
+        told = refit(opened, seed, out)
+    else:
+        told = fit_table(opened, pairs, value, Target(target, dense, value), seed or 0, out)
     if as_json:
-        _print_json({"quality": quality})
+        _print_json(told)
         return
-    for name, value in quality.items():
-        print(f"{name:<26} {value:.3f}" if isinstance(value, float) else f"{name:<26} {value}")
+    quality = told["quality"]
+    table = quality.pop("table")
+    for name, number in quality.items():
+        print(f"{name:<26} {number:.3f}" if isinstance(number, float) else f"{name:<26} {number}")
+    for name, scores in table.items():
+        print(f"{name:<26} error {scores['rmse_log']:.3f}, Kendall tau {scores['kendall_tau']:.3f}")
+    print(verdict(told))
 
 
 @app.command(epilog="Example: secateur predict runs/smollm2-135m-parameters-0.8 --set 3.mlp_width=768")
@@ -176,6 +197,8 @@ def predict(
         list[str] | None,
         typer.Option("--set", help="LAYER.GENE=VALUE changed against each architecture, e.g. 3.mlp_width=768."),
     ] = None,
+    ask: Annotated[bool, typer.Option(help="Open a prompt that keeps answering; `help` in it says what to.")] = False,
+    by: Annotated[Path | None, typer.Option(help="Folder of the predictor; default the run's own.")] = None,
     as_json: Json = False,
 ) -> None:
     """Ask what an architecture would measure, loading no model."""
@@ -185,29 +208,39 @@ def predict(
     space = _space(opened)
     asked = _architectures(files, space) if files else [Architecture.from_dict(opened.best()["architecture"])]
     asked = [_changed(architecture, changes or [], space) for architecture in asked]
-    predictor = AccuracyPredictor.load(opened.predictor)
-    answer = predictor.predict(asked)
-    rows = [
+    predictors = [AccuracyPredictor.load(path) for path in ([by] if by else opened.predictors())]
+    if ask:
+        from search.prompt import converse
+
+        converse(predictors, space, asked[0], lambda before, words: _changed(before, words, space))
+        return
+    answers = [predictor.predict(asked) for predictor in predictors]
+    rows: list[dict[str, Any]] = [
         {
             **_described(space.layout, architecture),
-            "predicted": {"target": predictor.target, "value": value, "lower": lower, "upper": upper},
-            "protocol": predictor.protocol,
+            "predicted": {
+                predictor.target.title: {
+                    "value": float(answer.value[row]),
+                    "lower": float(answer.lower[row]),
+                    "upper": float(answer.upper[row]),
+                    "protocol": predictor.protocol,
+                }
+                for predictor, answer in zip(predictors, answers, strict=True)
+            },
         }
-        for architecture, value, lower, upper in zip(
-            asked, answer.value.tolist(), answer.lower.tolist(), answer.upper.tolist(), strict=True
-        )
+        for row, architecture in enumerate(asked)
     ]
     if as_json:
         _print_json({"results": rows})
         return
     dense = cost_of(space.layout, Architecture.dense(space.layout))
     for row in rows:
-        told = row["predicted"]
-        share = row["cost"]["parameters"] / dense.parameters
-        print(
-            f"{row['fingerprint']}  KL {told['value']:.4f} (90 % interval {told['lower']:.4f} to {told['upper']:.4f})"
-            f"  {share:.1%} of the decoder's parameters"
+        told = ", ".join(
+            f"{predictor.target.shown} {each['value']:.4g} (90 % interval {each['lower']:.4g} to {each['upper']:.4g})"
+            for predictor, each in zip(predictors, row["predicted"].values(), strict=True)
         )
+        share = row["cost"]["parameters"] / dense.parameters
+        print(f"{row['fingerprint']}  {told}, {share:.1%} of the decoder's parameters")
 
 
 @app.command(epilog="Example: secateur report runs/smollm2-135m-parameters-0.8")

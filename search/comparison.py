@@ -8,7 +8,7 @@ import numpy as np
 
 from space import Architecture, Budget, Cost, RunFolderError
 
-FORMAT = 2  # of best.json
+FORMAT = 3  # of best.json
 DASH = "–"
 COLUMNS = (
     ("Parameters", "share of the dense decoder's parameters, zeros included"),

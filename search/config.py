@@ -85,6 +85,8 @@ class SearchConfig(_Settings):
     trials: int = Field(48, ge=1)  # Optuna trials per round, each the best of `candidates`
     candidates: int = Field(1024, ge=16)  # architectures the predictor screens per trial
     finalists: int = Field(12, ge=1)  # half of them averages; the best on the validation text wins
+    refine: bool = True  # whether the predictor cuts away, before each round, what cannot be in a good model
+    slopes: bool = True  # whether a backward pass at the best, which costs three measurements, tells where to go on
     gate: float = Field(0.4, ge=-1, le=1)  # held-out Kendall tau below which more pairs are measured first
 
     @model_validator(mode="after")

@@ -42,6 +42,14 @@ class RunFolder:
         self.report_file = path / "report.html"
         self.export = path / "export"
 
+    def predictor_of(self, name: str) -> Path:
+        """Return the folder of a predictor of something else than KL."""
+        return self.path / f"predictor-{name}"
+
+    def predictors(self) -> list[Path]:
+        """Return the folders of all predictors, that of KL first."""
+        return [self.predictor, *sorted(path for path in self.path.glob("predictor-*") if path.is_dir())]
+
     def check(self, config: RunConfig) -> None:
         """Check that the folder is new or holds this very run, changing nothing.
 

@@ -2,36 +2,72 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluator import Pair
-from predictor import AccuracyPredictor, AdditivePrior, expect_elsewhere
+from evaluator import Pair, Slopes
+from predictor import AccuracyPredictor, AdditivePrior, Expansion, Target, expect_elsewhere, surroundings
 from search.proposals import Score
-from space import Indices, SearchSpace, genes_of
+from space import Architecture, Indices, PredictorError, SearchSpace, genes_of
 
 
-def fit_pairs(space: SearchSpace, pairs: Sequence[Pair], protocol: str, seed: int) -> AccuracyPredictor:
-    """Fit a predictor of KL on measured pairs of one protocol: the one place where the data crosses over.
+def fit_pairs(
+    space: SearchSpace,
+    pairs: Sequence[Pair],
+    protocol: str,
+    seed: int,
+    slopes: Sequence[Slopes] = (),
+    target: Literal["kl", "perplexity"] = "kl",
+) -> AccuracyPredictor:
+    """Fit a predictor on measured pairs of one protocol: the one place where the data crosses over.
 
     Args:
         space: whose layout the pairs are of.
         pairs: measured under `protocol`.
         protocol: its fingerprint.
         seed: of folds and trees.
+        slopes: of the KL, taken at some of the architectures under the same protocol.
+        target: what to predict; for perplexity the dense model must be among the pairs.
 
     Raises:
         PredictorError: the pairs cannot carry a predictor.
     """
+    if target == "perplexity":
+        dense = Architecture.dense(space.layout)
+        own = next((pair.measurement.perplexity for pair in pairs if pair.architecture == dense), None)
+        if own is None:
+            raise PredictorError(
+                "A predictor of perplexity must know the dense model's, but it is not among the pairs; measure it."
+            )
+        values = [pair.measurement.perplexity for pair in pairs]
+        what = Target("perplexity", own)
+    else:
+        values, what = [pair.measurement.kl for pair in pairs], Target()
     return AccuracyPredictor.fit(
         space.layout,
         [pair.architecture for pair in pairs],
-        [pair.measurement.kl for pair in pairs],
+        values,
+        target=what,
         protocol=protocol,
+        expansions=[expansion_of(space, each) for each in slopes] if target == "kl" else [],
         seed=seed,
     )
+
+
+def expansion_of(space: SearchSpace, slopes: Slopes) -> Expansion:
+    """Return what slopes say of an architecture's surroundings."""
+    return Expansion(space.layout, slopes.architecture, slopes.kl, slopes.widths, slopes.sparsities)
+
+
+def distance_to(
+    space: SearchSpace, architecture: Architecture, slopes: Sequence[Slopes], prior: AdditivePrior
+) -> float:
+    """Return how far an architecture is from the nearest at which slopes were taken, see `predictor.expansion`."""
+    genes = genes_of([architecture])
+    expansions = [expansion_of(space, each) for each in slopes]
+    return float(surroundings(expansions, prior, genes, prior.terms(genes))[0, 1])
 
 
 def additive_prior(space: SearchSpace, pairs: Sequence[Pair]) -> AdditivePrior:
@@ -88,6 +124,6 @@ def predictor_score(space: SearchSpace, predictor: AccuracyPredictor, elsewhere:
 
     def score(indices: Indices) -> NDArray[np.float64]:
         genes = space.genes(indices)
-        return predictor.predict_genes(genes).value * elsewhere.factor(genes)
+        return predictor.damages(genes) * elsewhere.factor(genes)
 
     return score

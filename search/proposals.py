@@ -1,6 +1,6 @@
 """Proposing whole architectures on the budget: mutation, crossover and screening by a score, in bulk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -251,8 +251,13 @@ def rounding_architectures(space: SearchSpace) -> list[Architecture]:
     return [dense.replace(int(layer), mlp_width=whole - 1) for layer in layers]
 
 
-def prior_architectures(space: SearchSpace) -> list[Architecture]:
-    """Return the dense model with one sub-block changed at a time: what the additive prior is measured on."""
+def prior_architectures(space: SearchSpace, levels: Sequence[float] | None = PRIOR_LEVELS) -> list[Architecture]:
+    """Return the dense model with one sub-block changed at a time: what the additive prior is measured on.
+
+    Args:
+        space: the search space.
+        levels: kept shares that are taken where there are more widths than that; None takes every width.
+    """
     dense = Architecture.dense(space.layout)
     found: list[Architecture] = []
     for column, options in enumerate(space.choices):
@@ -260,9 +265,9 @@ def prior_architectures(space: SearchSpace) -> list[Architecture]:
         width, sparsity = ("mlp_width", "mlp_sparsity") if is_mlp else ("kv_groups", "attention_sparsity")
         whole = space.layout.mlp_width if is_mlp else space.layout.kv_groups
         widths = sorted({option.width for option in options if option.width < whole})
-        if len(widths) > len(PRIOR_LEVELS):
-            widths = sorted({min(widths, key=lambda w: abs(w - share * whole)) for share in PRIOR_LEVELS})
-        levels = sorted({option.sparsity for option in options if option.sparsity > 0})
+        if levels is not None and len(widths) > len(levels):
+            widths = sorted({min(widths, key=lambda w: abs(w - share * whole)) for share in levels})
+        zeros = sorted({option.sparsity for option in options if option.sparsity > 0})
         found += [dense.replace(layer, **{width: value}) for value in widths]
-        found += [dense.replace(layer, **{sparsity: level}) for level in levels]
+        found += [dense.replace(layer, **{sparsity: share}) for share in zeros]
     return found

@@ -21,6 +21,7 @@ from search.comparison import PairRow, comparison, duration, headline, notes, pa
 from search.figures import DARK, Drawing, pareto_drawing, prediction_drawing
 from search.folder import write_text
 from search.layer_map import layers_drawing, rounds_drawing
+from search.learned import curve_drawing, damages_drawing, refinement_drawing
 from space import Architecture, Cost
 
 __all__ = ["PairRow", "comparison_table", "pareto_front", "print_report", "render_report", "write_report"]
@@ -96,7 +97,10 @@ def render_report(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> str:
         ("pareto", "Cost against loss", pareto_drawing(best, pairs), _PARETO_NOTE),
         ("prediction", f"Predicted against measured{quality}", prediction_drawing(pairs), HELD_OUT),
         ("layers", "What was kept of each layer", layers_drawing(best), _LAYERS_NOTE + _layer_table(best, winner)),
+        ("damages", "Why: what each layer costs the winner", damages_drawing(best["learned"]), ""),
+        ("refinement", "What the search was refined to", refinement_drawing(best), ""),
         ("rounds", "Progress over rounds", rounds_drawing(best), ""),
+        ("curve", "Would more pairs pay?", curve_drawing(best["learned"]), _regressors(best["quality"])),
     ]
     figures = "\n".join(_figure(name, head, shown, note) for name, head, shown, note in drawings if shown)
     lead = escape(headline(best)).replace(" ± ", "&nbsp;±&nbsp;").replace(" %", "&nbsp;%")
@@ -183,6 +187,23 @@ def _layer_table(best: Mapping[str, Any], winner: Architecture) -> str:
     )
 
 
+def _regressors(quality: Mapping[str, Any]) -> str:
+    if not quality:
+        return ""
+    rows = "".join(
+        f'<tr{" class=winner" if name == quality["regressor"] else ""}><th scope="row">{escape(name)}</th>'
+        f"<td>{scores['kendall_tau']:.3f}</td><td>{scores['kendall_tau_best_quarter']:.3f}</td>"
+        f"<td>{100 * scores['rmse_log']:.1f} %</td></tr>"
+        for name, scores in quality["table"].items()
+    )
+    return (
+        f"<details><summary>Regressors that were tried on {quality['pairs']} pairs, held out in {quality['folds']} "
+        'folds</summary><table><thead><tr><th scope="col">Regressor</th><th scope="col">Kendall tau</th>'
+        f'<th scope="col">best quarter</th><th scope="col">Error</th></tr></thead><tbody>{rows}</tbody></table>'
+        "</details>"
+    )
+
+
 def _kept(value: int, full: int, sparsity: float) -> str:
     if not value:
         return '<strong class="removed">removed</strong>'
@@ -211,7 +232,7 @@ def _protocol(best: Mapping[str, Any]) -> str:
         "Model": f"{best['model']}, weights {best['weights_hash']}",
         "Winner": best["fingerprint"],
         "Budgets": ", ".join(best["budgets"]),
-        "Predictor": ", ".join(f"{name} {_short(value)}" for name, value in best["quality"].items()),
+        "Predictor": ", ".join(f"{name} {_short(value)}" for name, value in best["quality"].items() if name != "table"),
         "Environment": ", ".join(f"{name} {_short(value)}" for name, value in best["environment"].items()),
         "Protocols": ", ".join(protocols),
     }

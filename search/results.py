@@ -1,11 +1,10 @@
 """The content of best.json, and the rows that the report draws."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluator import Evaluator, Measurement, Pair, difference
-from predictor import AccuracyPredictor
+from predictor import AccuracyPredictor, Prediction
 from search.comparison import FORMAT, PairRow
 from search.config import RunConfig
 from space import Architecture, Layout, SearchSpace, cost_of
@@ -19,7 +18,9 @@ def best_record(
     measured: Mapping[str, Mapping[str, Measurement]],
     plain: Mapping[str, tuple[Architecture, Measurement]],
     predictor: AccuracyPredictor,
+    unseen: Prediction,
     rounds: Sequence[Mapping[str, Any]],
+    learned: Mapping[str, Any],
     wall_seconds: float,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -33,7 +34,9 @@ def best_record(
         measured: by split, then by name in `everyone`.
         plain: baselines without the criterion's update, on the report text.
         predictor: the last one fitted.
+        unseen: of the winner, by a predictor that never saw it.
         rounds: what each round reached.
+        learned: what the predictor learned, see `search.learned`.
         wall_seconds: of this process and of what earlier ones measured for the run.
         environment: what it ran with.
     """
@@ -51,8 +54,11 @@ def best_record(
         "cost": cost_of(layout, winner).to_dict(),
         "dense_cost": cost_of(layout, Architecture.dense(layout)).to_dict(),
         "predicted": {
-            "target": predictor.target,
-            **_predicted(winner, predictor),
+            "target": predictor.target.title,
+            "value": float(unseen.value[0]),
+            "lower": float(unseen.lower[0]),
+            "upper": float(unseen.upper[0]),
+            "standard_error": predictor.quality.rmse_log * float(unseen.value[0]),
             "tokens": judge.protocol("search").tokens,
             "protocol": predictor.protocol,
         },
@@ -85,6 +91,7 @@ def best_record(
         },
         "quality": predictor.quality.to_dict(),
         "rounds": list(rounds),
+        "learned": dict(learned),
         "texts": {
             split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()
         },
@@ -95,24 +102,11 @@ def best_record(
     }
 
 
-def _predicted(winner: Architecture, predictor: AccuracyPredictor) -> dict[str, float]:
-    """Return what cross-validation predicted of the winner without having seen it: it was measured, and fitted on."""
-    # A winner that changes one sub-block alone is part of the prior and was never held out.
-    value = predictor.held_out.get(winner.fingerprint, float(predictor.predict([winner]).value[0]))
-    width = math.exp(predictor.half_width)
-    return {
-        "value": value,
-        "lower": value / width,
-        "upper": value * width,
-        "standard_error": predictor.quality.rmse_log * value,
-    }
-
-
 def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredictor) -> list[PairRow]:
     """Return measured pairs for the report, each with what cross-validation predicted of it without having seen it.
 
-    Single changes are what the prior is made of, and the predictor was trained on all others: any other prediction of
-    a pair would prove nothing.
+    Single changes are what the prior is made of, of where slopes were taken the features know the measurement, and the
+    predictor was trained on all others: any other prediction of a pair would prove nothing.
 
     Args:
         pairs: what the predictor was fitted on.
@@ -121,8 +115,7 @@ def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredicto
     """
     rows = []
     for pair in pairs:
-        told = predictor.held_out.get(pair.architecture.fingerprint)
-        width = math.exp(predictor.half_width)
+        told, lower, upper = predictor.held_out.get(pair.architecture.fingerprint, (None, None, None))
         rows.append(
             PairRow(
                 fingerprint=pair.architecture.fingerprint,
@@ -133,8 +126,8 @@ def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredicto
                 kl_standard_error=pair.measurement.kl_standard_error,
                 perplexity=pair.measurement.perplexity,
                 predicted=told,
-                lower=None if told is None else told / width,
-                upper=None if told is None else told * width,
+                lower=lower,
+                upper=upper,
             )
         )
     return rows

@@ -1,6 +1,6 @@
 """One run, top to bottom: a dense model and a budget in, a measured, searched, exported pruned model out.
 
-    layout -> space -> prior -> first pairs -> [ fit -> quality gate -> Optuna -> measure the best ] x rounds
+    layout -> space -> prior -> first pairs -> [ slopes -> fit -> quality gate -> Optuna -> measure the best ] x rounds
            -> finalists on other text -> winner -> baselines and report on text never used -> export
 
 Each stage takes the previous stage's value and leaves its artefact in the run folder. Nothing else is remembered: a
@@ -9,8 +9,8 @@ pairs of an undisturbed run.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from evaluator import (
     DenseModel,
     Evaluator,
     Measurement,
-    Pair,
     PairStore,
     SplitSizes,
     Texts,
@@ -30,58 +29,27 @@ from evaluator import (
     text_to_write,
 )
 from evaluator import prepare_texts as make_texts
-from predictor import AccuracyPredictor
+from predictor import AccuracyPredictor, Prediction
 from search import selection
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig
 from search.environment import describe_environment
 from search.export.best import export_installed
 from search.folder import RunFolder, write_json
-from search.objective import Elsewhere, fit_pairs, predictor_score
+from search.job import Run
+from search.learned import learned_record
+from search.objective import fit_pairs, predictor_score
 from search.progress import Reporter
-from search.proposals import Score, evolve, prior_architectures, rounding_architectures
+from search.proposals import evolve, prior_architectures, rounding_architectures
 from search.report import write_report
 from search.results import best_record, pair_rows
-from search.session import open_dense
-from search.study import ArchitectureSampler, run_study
-from space import Architecture, BudgetError, PredictorError, SearchSpace, SecateurError
+from search.rounds import measure_first_pairs, search_rounds
+from search.session import open_dense, save_predictors
+from space import Architecture, BudgetError, PredictorError, SecateurError
 
 # Shares of the cut at which the report shows what the predictor would choose under another budget.
 _FRONTIER = (0.25, 0.5, 0.75, 1.25)
 _AGREEMENT_SEQUENCES = 2  # of calibration text, on which a reduced number format is compared with float32
-_MOST_EXTRA_BATCHES = 3  # times that more pairs are measured for a predictor that fails its gate
-
-
-@dataclass
-class Run:
-    """A run at work: its settings, its model and what it has measured so far."""
-
-    config: RunConfig
-    folder: RunFolder
-    reporter: Reporter
-    evaluator: Evaluator
-    space: SearchSpace
-    baselines: dict[str, Architecture]
-    pairs: list[Pair]  # on the search text, in the order a run measures them
-    agreement: Agreement | None  # of the dense model with itself in float32, where it runs in less
-
-    def elsewhere(self) -> Elsewhere:
-        """Return what to expect on other text, learned from the sub-blocks measured alone."""
-        sequences = len(self.evaluator.texts.tokens["search"])
-        alone = [pair for pair in self.pairs if pair.origin == "prior"]
-        return Elsewhere.from_pairs(self.space, alone, sequences, self.config.text.assumed_shift)
-
-    def measure(
-        self, title: str, architectures: Sequence[Architecture], origin: str, split: str = "search"
-    ) -> list[Pair]:
-        """Measure architectures with progress, remembering those on the search text as pairs."""
-        with self.reporter.stage(title, len(architectures), "architectures") as advance:
-            found = self.evaluator.measure(architectures, split, origin, advance)
-        new = [Pair(a, m, origin) for a, m in zip(architectures, found, strict=True)]
-        if split == "search":
-            known = {pair.architecture.fingerprint for pair in self.pairs}
-            self.pairs += [pair for pair in new if pair.architecture.fingerprint not in known]
-        return new
 
 
 def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -128,7 +96,7 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
                 kernels=config.kernels,
             )
         baselines = fixed | scored_allocations(space, judge.surgeon)
-        run = Run(config, files, reporter, judge, space, baselines, [], agreement)
+        run = Run(config, files, reporter, judge, space, baselines, [], [], agreement)
         reporter.say(f"{dense.layout.layers} layers, 10^{space.size_log10:.0f} architectures, budget {config.budget}")
         best = _search(run, started)
         store.close()
@@ -177,13 +145,13 @@ def _search(run: Run, started: float) -> dict[str, Any]:
     if run.evaluator.dense.dtype != "float32":
         singles += rounding_architectures(run.space)
     run.measure("Measuring each sub-block alone", singles, "prior")
-    _measure_first_pairs(run, run.config.seed)
-    rounds, predictor = _rounds(run)
+    measure_first_pairs(run, run.config.seed)
+    rounds, predictor, refinement = search_rounds(run)
     baselines = {**run.baselines, "best_random": _best_random(run)}
     champion = _final(run)
     _measure_frontier(run, predictor)
-    predictor = fit(run)
-    predictor.save(run.folder.predictor)
+    predictor = run.fit()
+    save_predictors(run.folder, run.space, run.pairs, predictor)
     everyone = {**baselines, "winner": champion}
     measured = {split: _measure_all(run, everyone, split) for split in ("search", "validate", "report")}
     best = best_record(
@@ -194,7 +162,9 @@ def _search(run: Run, started: float) -> dict[str, Any]:
         measured,
         _measure_plain(run, baselines),
         predictor,
+        _unseen(run, champion, predictor),
         rounds,
+        learned_record(predictor, run.pairs, champion, refinement),
         time.perf_counter() - started,
         describe_environment(run.evaluator.dense, run.agreement),
     )
@@ -205,106 +175,14 @@ def _search(run: Run, started: float) -> dict[str, Any]:
     return best
 
 
-_FIRST_PAIRS = {
-    "random": "Measuring random samples",
-    "profile": "Measuring smooth profiles",
-    "allocated": "Measuring near the baselines",
-    "guided": "Measuring near the prior's best",
-}
-
-
-def _measure_first_pairs(run: Run, seed: int) -> None:
-    prior = run.elsewhere().expected
-    for origin, chosen in selection.first_pairs(run.space, prior, run.baselines, run.config.search, seed).items():
-        run.measure(_FIRST_PAIRS[origin], chosen, origin)
-
-
-def _rounds(run: Run) -> tuple[list[dict[str, Any]], AccuracyPredictor]:
-    settings, elsewhere = run.config.search, run.elsewhere()
-    history: list[dict[str, Any]] = []
-    predictor = _fit_past_gate(run)
-    for number in range(1, settings.rounds + 1):
-        score = predictor_score(run.space, predictor, elsewhere)
-        expected = elsewhere.expect(run.pairs)
-        averaged = selection.averages_of(expected, run.space, settings.averages, [run.config.seed, 4, number])
-        picks = _propose(run, number, score, expected, averaged)
-        run.measure(f"Round {number}: measuring the best", picks, "searched")
-        run.measure(f"Round {number}: measuring averages", averaged, "averaged")
-        predictor = fit(run)
-        history.append(
-            {
-                "round": number,
-                "pairs": predictor.quality.pairs,
-                "kendall_tau": predictor.quality.kendall_tau,
-                "best_kl": _lowest(run).measurement.kl,
-            }
-        )
-        run.reporter.say(
-            f"Round {number}: best KL {history[-1]['best_kl']:.4f}, held-out Kendall tau "
-            f"{predictor.quality.kendall_tau:.2f} on {predictor.quality.pairs} pairs"
-        )
-    return history, predictor
-
-
-def _propose(
-    run: Run, number: int, score: Score, expected: Sequence[Pair], others: Sequence[Architecture]
-) -> list[Architecture]:
-    """Return what the predictor holds to be best, but for `others` and what is measured already."""
-    settings = run.config.search
-    inside = selection.lowest(expected, run.space, len(expected))
-    sampler = ArchitectureSampler(
-        run.space,
-        score,
-        starts=run.space.encode(inside),
-        seen={each.fingerprint for each in [*(pair.architecture for pair in run.pairs), *others]},
-        candidates=settings.candidates,
-        seed=run.config.seed * 1000 + number,
-    )
-    with run.reporter.stage(f"Round {number}: searching", settings.trials, "trials") as advance:
-        near, anywhere = run_study(
-            run.folder.study_file, f"round-{number}", sampler, run.space, score, settings.trials, advance
-        )
-    chosen = selection.diverse(run.space, anywhere, settings.picks // 2)
-    known = {architecture.fingerprint for architecture in chosen}
-    rest = [architecture for architecture in near if architecture.fingerprint not in known]
-    return chosen + selection.diverse(run.space, rest, settings.picks - len(chosen))
-
-
-def _fit_past_gate(run: Run) -> AccuracyPredictor:
-    """Fit, and measure more pairs while there are too few or the predictor ranks held-out ones below the gate."""
-    gate = run.config.search.gate
-    for extra in range(1, _MOST_EXTRA_BATCHES + 1):
-        predictor = _try_fit(run)
-        if predictor and predictor.quality.kendall_tau >= gate:
-            return predictor
-        tau = f"Held-out Kendall tau {predictor.quality.kendall_tau:.2f} is below {gate:.2f}" if predictor else None
-        run.reporter.say(f"{tau or 'There are too few different pairs'}: measuring more pairs first")
-        _measure_first_pairs(run, run.config.seed + 1000 * extra)
-    predictor = fit(run)
-    if predictor.quality.kendall_tau < gate:
-        run.reporter.say(
-            f"The predictor stays below its gate ({predictor.quality.kendall_tau:.2f}); its proposals are measured "
-            "for real all the same"
-        )
-    return predictor
-
-
-def _try_fit(run: Run) -> AccuracyPredictor | None:
-    """Return a predictor, or none where a small space had few different pairs to draw."""
+def _unseen(run: Run, winner: Architecture, predictor: AccuracyPredictor) -> Prediction:
+    """Predict the winner by a predictor that knows neither its measurement nor slopes taken at it."""
+    others = [pair for pair in run.pairs if pair.architecture != winner]
+    slopes = [each for each in run.slopes if each.architecture != winner]
     try:
-        return fit(run)
-    except PredictorError:
-        return None
-
-
-def fit(run: Run) -> AccuracyPredictor:
-    """Fit a predictor on a run's pairs so far."""
-    return fit_pairs(run.space, run.pairs, run.evaluator.protocol("search").fingerprint, run.config.seed)
-
-
-def _lowest(run: Run) -> Pair:
-    [best] = selection.lowest(run.pairs, run.space, 1)
-    return next(pair for pair in run.pairs if pair.architecture == best)
+        return fit_pairs(run.space, others, run.protocol, run.config.seed, slopes).predict([winner])
+    except PredictorError:  # without that one they are too few
+        return predictor.predict([winner])
 
 
 def _best_random(run: Run) -> Architecture:

@@ -11,8 +11,6 @@ from search.config import SearchConfig
 from search.proposals import TOWARDS_ANCHOR, Score, averages, evolve, mutate, nearest, profiles, rounded
 from space import Architecture, Indices, SearchSpace, land, sample
 
-# Proposals of one round differ in at least this many sub-blocks, so that they teach more than one of them would.
-_LEAST_DIFFERENCE = 3
 _GUIDED_SWAPS = 16
 _ANCHORS = 1  # smooth architectures that averages are drawn towards; the second best is far worse
 _CONSENSUS = 4  # finalists whose mean may win
@@ -74,27 +72,6 @@ def _around_optima(space: SearchSpace, prior: AdditivePrior, count: int, rng: np
 def unique(space: SearchSpace, indices: Indices) -> list[Architecture]:
     """Return the distinct architectures in order of first appearance."""
     return list({architecture.fingerprint: architecture for architecture in space.decode(indices)}.values())
-
-
-def diverse(space: SearchSpace, architectures: Sequence[Architecture], count: int) -> list[Architecture]:
-    """Return the first `count` architectures that differ from all chosen before in several sub-blocks.
-
-    Where that leaves too few, the first of the others fill up.
-
-    Args:
-        space: the search space.
-        architectures: best first.
-        count: how many to choose.
-    """
-    rows = space.encode(architectures)
-    chosen: list[int] = []
-    for index in range(len(rows)):
-        if all((rows[index] != rows[other]).sum() >= _LEAST_DIFFERENCE for other in chosen):
-            chosen.append(index)
-        if len(chosen) == count:
-            break
-    rest = [index for index in range(len(rows)) if index not in chosen]
-    return [architectures[index] for index in (chosen + rest)[:count]]
 
 
 def averages_of(pairs: Sequence[Pair], space: SearchSpace, count: int, seed: Sequence[int]) -> list[Architecture]:

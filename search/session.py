@@ -1,19 +1,20 @@
 """Working on with a run that exists: its evaluator, its predictor, its report."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evaluator import DenseModel, Evaluator, Pair, PairStore, open_model
-from predictor import AccuracyPredictor
+from evaluator import DenseModel, Evaluator, Pair, PairStore, Slopes, open_model
+from predictor import AccuracyPredictor, Target, pairs_of_table, read_table
 from search.config import RunConfig
 from search.folder import RunFolder
+from search.learned import curve_record
 from search.objective import fit_pairs
 from search.report import write_report
 from search.results import pair_rows
-from space import RunFolderError
+from space import Architecture, PredictorError, RunFolderError, SearchSpace
 
 
 def open_dense(config: RunConfig) -> DenseModel:
@@ -50,23 +51,76 @@ def open_evaluator(run: RunFolder) -> Iterator[Evaluator]:
         store.close()
 
 
-def refit(run: RunFolder, seed: int | None = None) -> dict[str, Any]:
-    """Fit a run's predictor anew on all its pairs on the search text and save it.
+def refit(run: RunFolder, seed: int | None = None, out: Path | None = None) -> dict[str, Any]:
+    """Fit a run's predictors anew on all its pairs on the search text and save them.
 
     Args:
         run: a run folder with measured pairs.
-        seed: of folds and trees; None takes the run's.
+        seed: of folds and models; None takes the run's.
+        out: where to save that of KL; None replaces the run's own, and that of perplexity as well.
 
     Returns:
-        Its held-out quality.
+        Its held-out quality and its learning curve.
 
     Raises:
         RunFolderError: nothing was measured yet.
         PredictorError: the pairs cannot carry a predictor; the old one stays.
     """
-    predictor, _ = _fitted(run, seed)
+    predictor, pairs = _fitted(run, seed)
+    if out is None:
+        save_predictors(run, run.config().search_space(run.layout()), pairs, predictor)
+    else:
+        predictor.save(out)
+    return _told(predictor, [pair.architecture for pair in pairs], [pair.measurement.kl for pair in pairs])
+
+
+def save_predictors(run: RunFolder, space: SearchSpace, pairs: Sequence[Pair], predictor: AccuracyPredictor) -> None:
+    """Save a run's predictor of KL, and one of perplexity on the same pairs, where they can carry it.
+
+    Args:
+        run: the run folder.
+        space: whose layout the pairs are of.
+        pairs: what the predictor was fitted on.
+        predictor: that of KL.
+    """
     predictor.save(run.predictor)
-    return predictor.quality.to_dict()
+    # Without the dense model among the pairs, or where noise makes pruned models no worse, there is none.
+    with suppress(PredictorError):
+        other = fit_pairs(space, pairs, predictor.protocol, predictor.seed, target="perplexity")
+        other.save(run.predictor_of(other.target.title))
+
+
+def fit_table(
+    run: RunFolder, file: Path, value: str, target: Target, seed: int = 0, out: Path | None = None
+) -> dict[str, Any]:
+    """Fit a predictor on pairs of a run's model that were measured elsewhere, and save it.
+
+    Args:
+        run: a run folder, for the model's layout.
+        file: CSV or Parquet, see `predictor.tables`.
+        value: its column of what was measured.
+        target: what that is.
+        seed: of folds and models.
+        out: where to save it; None takes `predictor-VALUE` in the run folder.
+
+    Returns:
+        Its held-out quality and its learning curve.
+
+    Raises:
+        PredictorError: the table is damaged or cannot carry a predictor; nothing is saved.
+    """
+    layout = run.layout()
+    architectures, values = pairs_of_table(read_table(file), layout, value)
+    protocol = f"{file.name}: {value}"
+    predictor = AccuracyPredictor.fit(layout, architectures, values, target=target, protocol=protocol, seed=seed)
+    predictor.save(out or run.predictor_of(value))
+    return _told(predictor, architectures, values)
+
+
+def _told(
+    predictor: AccuracyPredictor, architectures: Sequence[Architecture], values: Sequence[float]
+) -> dict[str, Any]:
+    return {"quality": predictor.quality.to_dict(), **curve_record(predictor, architectures, values)}
 
 
 def rewrite_report(run: RunFolder) -> Path:
@@ -82,13 +136,13 @@ def rewrite_report(run: RunFolder) -> Path:
 
 def _fitted(run: RunFolder, seed: int | None) -> tuple[AccuracyPredictor, list[Pair]]:
     config = run.config()
-    protocol, pairs = _search_pairs(run)
+    protocol, pairs, slopes = _search_pairs(run)
     space = config.search_space(run.layout())
-    return fit_pairs(space, pairs, protocol, config.seed if seed is None else seed), pairs
+    return fit_pairs(space, pairs, protocol, config.seed if seed is None else seed, slopes), pairs
 
 
-def _search_pairs(run: RunFolder) -> tuple[str, list[Pair]]:
-    """Return the protocol of the search text and its pairs."""
+def _search_pairs(run: RunFolder) -> tuple[str, list[Pair], list[Slopes]]:
+    """Return the protocol of the search text, its pairs and its slopes."""
     if not run.measurements_file.exists():
         raise RunFolderError(
             f"A run must have measured pairs, but {str(run.path)!r} has none yet; go on with the command that began it."
@@ -101,6 +155,6 @@ def _search_pairs(run: RunFolder) -> tuple[str, list[Pair]]:
                 f"A run must have pairs of one search protocol, but {str(run.path)!r} has {len(protocols)}; "
                 "go on with the command that began it."
             )
-        return protocols[0], store.pairs(protocols[0])
+        return protocols[0], store.pairs(protocols[0]), store.slopes(protocols[0])
     finally:
         store.close()

@@ -1,37 +1,50 @@
 """Drawing architectures that land on the budget, in bulk and from a seed."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from space.domain import Indices, SearchSpace
 
 
-def land(space: SearchSpace, indices: Indices, rng: np.random.Generator) -> Indices:
+def land(
+    space: SearchSpace, indices: Indices, rng: np.random.Generator, held: NDArray[np.bool_] | None = None
+) -> Indices:
     """Move architectures onto the budget: cut random steps until they fit, then give back random steps that still fit.
 
     Args:
         space: the search space with its budgets.
         indices: (architectures, columns), not changed.
         rng: where the randomness comes from.
+        held: (architectures, columns), true where a choice must stay as it is; None holds nothing.
 
     Returns:
         (architectures, columns), each within every budget, and none with room for one more step in any column that
-        was tried in the last pass.
+        was tried in the last pass. Where what is held is over a budget by itself, the result is over it as well.
     """
     result = indices.copy()
     cost = space.budget_costs(result)  # (architectures, budgets)
     tables = [space.column_costs(column) for column in range(space.columns)]
-    _cut(space, result, cost, tables, rng)
-    _fill(space, result, cost, tables, rng)
+    free = np.ones(result.shape, dtype=bool) if held is None else ~held
+    _cut(space, result, cost, tables, rng, free)
+    _fill(space, result, cost, tables, rng, free)
     return result
 
 
 def _cut(
-    space: SearchSpace, result: Indices, cost: np.ndarray, tables: list[np.ndarray], rng: np.random.Generator
+    space: SearchSpace,
+    result: Indices,
+    cost: np.ndarray,
+    tables: list[np.ndarray],
+    rng: np.random.Generator,
+    free: NDArray[np.bool_],
 ) -> None:
     over = np.flatnonzero((cost > space.limits).any(axis=1))
     while over.size:
         # A random column of those that can still be cut, the same chance for each.
-        weight = rng.random((over.size, space.columns)) * (result[over] > 0)
+        open_ = (result[over] > 0) & free[over]
+        weight = rng.random((over.size, space.columns)) * open_
+        possible = open_.any(axis=1)
+        over, weight = over[possible], weight[possible]
         columns = weight.argmax(axis=1)
         for column in np.unique(columns):
             rows = over[columns == column]
@@ -42,14 +55,19 @@ def _cut(
 
 
 def _fill(
-    space: SearchSpace, result: Indices, cost: np.ndarray, tables: list[np.ndarray], rng: np.random.Generator
+    space: SearchSpace,
+    result: Indices,
+    cost: np.ndarray,
+    tables: list[np.ndarray],
+    rng: np.random.Generator,
+    free: NDArray[np.bool_],
 ) -> None:
     sizes = space.sizes
     changed = True
     while changed:
         changed = False
         for column in rng.permutation(space.columns):
-            rows = np.flatnonzero(result[:, column] < sizes[column] - 1)
+            rows = np.flatnonzero((result[:, column] < sizes[column] - 1) & free[:, column])
             before = result[rows, column]
             after = cost[rows] + tables[column][before + 1] - tables[column][before]
             fits = (after <= space.limits).all(axis=1)

@@ -31,6 +31,15 @@ Structure = Literal["groups", "channels"]  # KV groups of attention, channels of
 
 
 @dataclass(frozen=True)
+class Part:
+    """What stays of a projection, and where that lies in the dense one."""
+
+    level: Level
+    places: Tensor | None  # rows or columns of the dense weight; None is all
+    dimension: int  # 0 for rows, 1 for columns
+
+
+@dataclass(frozen=True)
 class _Projection:
     """A dense projection's weights, as they were before any pruning."""
 
@@ -136,6 +145,11 @@ class Surgeon:
         """Return a projection's dense weight (out_features, in_features), whatever is installed."""
         return self._dense[index][path].weight
 
+    def projection(self, index: int, path: str) -> nn.Module:
+        """Return a projection's module, whatever is installed."""
+        module: nn.Module = self._dense[index][path].module
+        return module
+
     def _remember(self, layer: nn.Module) -> dict[str, _Projection]:
         found = {}
         for path in projections(self.family):
@@ -157,31 +171,48 @@ class Surgeon:
         self._place_modules(index, "attention", removed=target.kv_groups == 0)
         if target.kv_groups == 0:
             return
-        self._place(index, "groups", target.kv_groups, layout.kv_groups, target.attention_sparsity)
+        self._place(index, "groups", target.kv_groups, target.attention_sparsity)
         heads = target.kv_groups * layout.heads_per_group
         counts = {"heads": heads, "kv_groups": target.kv_groups, "query_size": heads * layout.head_dim}
         attention = self._modules[index][self.family.attention]
         set_head_counts(attention, self._family, self._configs[index], counts)
 
     def _install_mlp(self, index: int, target: LayerArchitecture) -> None:
-        layout = self.layout
         self._place_modules(index, "mlp", removed=target.mlp_width == 0)
         if target.mlp_width == 0:
             return
-        self._place(index, "channels", target.mlp_width, layout.mlp_width, target.mlp_sparsity)
+        self._place(index, "channels", target.mlp_width, target.mlp_sparsity)
 
     def _place_modules(self, index: int, sub_block: SubBlock, removed: bool) -> None:
         """Put a sub-block's stand-ins or its own modules into their places."""
         for path, stand_in in stand_ins(self._family, sub_block).items():
             self._layers[index].set_submodule(path, stand_in if removed else self._modules[index][path])
 
-    def _place(self, index: int, structure: Structure, count: int, structures: int, sparsity: float) -> None:
+    def _place(self, index: int, structure: Structure, count: int, sparsity: float) -> None:
         """Give a sub-block's projections the weights of the structures that stay, made sparse."""
+        for path, part in self.parts(index, structure, count, sparsity).items():
+            self._set(index, path, part.level)
+
+    def parts(self, index: int, structure: Structure, count: int, sparsity: float) -> dict[str, Part]:
+        """Return what stays of a sub-block's projections; good until the next call or installation.
+
+        Args:
+            index: of the layer.
+            structure: of attention or of the MLP.
+            count: structures that stay, at least 1.
+            sparsity: share of zeros per row.
+        """
+        structures = self.layout.kv_groups if structure == "groups" else self.layout.mlp_width
         kept, rows = self._kept(index, structure, count) if count < structures else (None, {})
+        found = {}
         for path in dict.fromkeys(part.path for part in self._rows[structure]):
-            self._set(index, path, self._writer(index, path, rows.get(path), sparsity))
+            own = rows.get(path)
+            found[path] = Part(self._writer(index, path, own, sparsity), own, 0)
         reader = self.family.output if structure == "groups" else self.family.down
-        self._set(index, reader, self._reader(index, reader, kept, structures, sparsity))
+        features = self._dense[index][reader].weight.shape[1]
+        columns = None if kept is None else columns_of(kept, features, structures)
+        found[reader] = Part(self._reader(index, reader, kept, structures, sparsity), columns, 1)
+        return found
 
     def _writer(self, index: int, path: str, rows: Tensor | None, sparsity: float) -> Level:
         """Return the weights of a projection that structures are rows of."""

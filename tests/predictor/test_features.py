@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from predictor import AdditivePrior, feature_names, features
-from predictor.features import rounding_floor
+from predictor.prior import rounding_floor
 from space import Architecture, PredictorError, genes_of
 from tests.predictor.synthetic import DENSE, SINGLES, draw, measure
 from tests.space.layouts import PICO, SMOLLM2_135M
@@ -120,7 +120,7 @@ def test_features_by_hand(pico_prior):
     genes = genes_of([pruned])
     row = dict(zip(feature_names(PICO), features(pico_prior.terms(genes))[0], strict=True))
     # Damages 0.36, 0.08, 0.25.
-    assert row["log_prior"] == pytest.approx(np.log(0.69))
+    assert row["prior"] == pytest.approx(np.log(0.69))
     assert row["neighbours"] == pytest.approx((np.sqrt(0.36 * 0.08) + np.sqrt(0.08 * 0.25)) / 0.69)
     assert row["within_layer"] == 0
     both = PICO_DENSE.replace(1, mlp_width=32, kv_groups=0)
@@ -166,3 +166,21 @@ def test_the_floor_is_linear_between_the_layers_where_it_was_measured():
     assert floor[[0, 5, 10, 15, 29]] == pytest.approx([0.002, 0.002, 0.0015, 0.001, 0.001])
     assert widths[11] == {1024.0: 0.05}
     assert rounding_floor(SMOLLM2_135M, [{} for _ in range(60)]).tolist() == [0.0] * 30
+
+
+def test_what_is_learned_as_it_is_is_not_divided_by_its_sum(pico_prior):
+    terms = terms_of(pico_prior, PICO_DENSE.replace(0, mlp_width=0).replace(1, mlp_width=32))
+    row = dict(zip(feature_names(PICO, few_tokens=True), features(terms, False, np.array([0.3]))[0], strict=True))
+    assert row["prior"] == pytest.approx(0.44)
+    assert row["neighbours"] == pytest.approx(np.sqrt(0.36 * 0.08))
+    assert row["few_tokens"] == 0.3
+
+
+def test_the_assumed_prior_is_one_curve_for_each_kind():
+    rng = np.random.default_rng(0)
+    asked = draw(60, 1)
+    lost = 1 - genes_of(asked)[:, :, [0, 2]] / (SMOLLM2_135M.kv_groups, SMOLLM2_135M.mlp_width)
+    truth = (lost ** (5 / 3) * (0.05, 0.3)).sum(axis=(1, 2))
+    prior = AdditivePrior.assumed(SMOLLM2_135M, genes_of(asked), truth * np.exp(0.01 * rng.standard_normal(60)))
+    np.testing.assert_allclose(terms_of(prior, *asked).sum(axis=1), truth, rtol=0.05)
+    assert terms_of(prior, DENSE.replace(3, mlp_sparsity=0.5)).sum() > 0  # of which no pair told anything

@@ -3,13 +3,12 @@ import json
 import numpy as np
 import pytest
 
-from predictor import Quality, cross_validate
-from predictor.boosting import BoostedModel, Margin
-from predictor.features import AGGREGATES
-from predictor.quality import half_width
+from predictor import REGRESSORS, Quality, cross_validate, error_with
+from predictor.quality import learning_curve
 from space import PredictorError
 
-COLUMNS = len(AGGREGATES) + 6
+AGGREGATES = 3
+COLUMNS = AGGREGATES + 6
 
 
 def problem(seed, pairs=60):
@@ -18,36 +17,34 @@ def problem(seed, pairs=60):
     return x, rng
 
 
-def test_half_width_by_hand():
-    # The ceil(10 * 0.9) = 9th of 9; the ceil(12 * 0.75) = 9th of 11.
-    assert half_width(np.array([1, -2, 3, -4, 5, 6, 7, 8, -9.0]), 0.9) == 9
-    assert half_width(np.arange(-5, 6).astype(float), 0.75) == 4
-    assert half_width(np.array([2.0, -3.0]), 0.9) == 3  # too few for the level: the largest
+def validated(x, y, seed=0, **settings):
+    return cross_validate(x, y, AGGREGATES, seed, **settings)
 
 
 def test_quality_is_held_out():
     """Noise without a pattern can be learnt by heart, but not predicted."""
     x, rng = problem(0)
-    quality, residuals = cross_validate(x, rng.standard_normal(60), seed=0)
-    assert abs(quality.kendall_tau) < 0.3
-    assert residuals.std() > 0.8
+    found = validated(x, rng.standard_normal(60))
+    assert abs(found.quality.kendall_tau) < 0.3
+    assert found.residuals.std() > 0.8
 
 
 def test_quality_of_a_known_line():
     x, _ = problem(1)
-    quality, residuals = cross_validate(x, 1 + 0.5 * x[:, 0], seed=0)
+    found = validated(x, 1 + 0.5 * x[:, 0])
+    quality = found.quality
     assert quality.prior_kendall_tau == 1
     assert quality.kendall_tau > 0.95
     assert quality.spearman > 0.99
     assert quality.kendall_tau_best_quarter > 0.8
-    assert quality.rmse_log == pytest.approx(np.sqrt(np.mean(residuals**2)))
+    assert quality.rmse_log == pytest.approx(np.sqrt(np.mean(found.residuals**2)))
     assert (quality.pairs, quality.folds, quality.seed) == (60, 10, 0)
 
 
 def test_no_prior_order_is_zero_not_nan():
     x, rng = problem(2)
     x[:, 0] = 1.0
-    quality, _ = cross_validate(x, rng.standard_normal(60), seed=0)
+    quality = validated(x, rng.standard_normal(60)).quality
     assert quality.prior_kendall_tau == 0
     assert Quality.from_dict(json.loads(json.dumps(quality.to_dict(), allow_nan=False))) == quality
 
@@ -57,40 +54,47 @@ def test_damaged_quality_is_refused():
         Quality.from_dict({"pairs": 3})
 
 
-def test_margin_finds_a_line_among_outliers():
-    x, rng = problem(3)
-    x[:, 1:] = 0
-    y = 0.3 + 0.8 * x[:, 0] + 0.01 * rng.standard_normal(60)
-    y[np.argmax(x[:, 0])] -= 5
-    margin = Margin.fit(x, y)
-    probe = np.zeros((2, COLUMNS))
-    probe[1, 0] = 1
-    assert np.diff(margin(probe))[0] == pytest.approx(0.8, abs=0.12)
-    assert Margin.from_dict(json.loads(json.dumps(margin.to_dict()))) == margin
+WORLDS = {
+    "additive": lambda x, rng: x[:, 0],
+    "ridge": lambda x, rng: 0.6 * x[:, 0] + 0.4 * x[:, 1] + 0.02 * rng.standard_normal(len(x)),
+    "gaussian_process": lambda x, rng: x[:, 0] + np.sin(x[:, AGGREGATES:].sum(axis=1)),
+    "xgboost": lambda x, rng: x[:, 0] + np.where((x[:, 1] > 0) & (x[:, 2] > 0), 1.0, 0.0),
+}
 
 
-def test_a_constant_feature_is_harmless():
-    x, rng = problem(4)
-    x[:, 3] = 7.0
-    margin = Margin.fit(x, x[:, 0] + 0.1 * rng.standard_normal(60))
-    assert margin.weights[3] == 0
-    assert np.isfinite(margin.weights).all()
+@pytest.mark.parametrize("name", WORLDS)
+def test_the_regressor_that_fits_is_chosen_and_all_are_told_of(name):
+    x, rng = problem(3, 150)
+    quality = validated(x, WORLDS[name](x, rng) + 0.01 * rng.standard_normal(len(x))).quality
+    assert set(quality.table) == set(REGRESSORS)
+    errors = {each: scores["rmse_log"] for each, scores in quality.table.items()}
+    assert errors[quality.regressor] <= 1.01 * min(errors.values())
+    assert quality.rmse_log == errors[quality.regressor]
+    # Trees of either kind may win where trees are right, and what is a line is one to others as well.
+    assert errors[name] <= 1.2 * min(errors.values())
 
 
-def test_trees_learn_the_threshold_that_the_margin_misses():
-    x, _ = problem(5, 200)
-    y = x[:, 0] + np.where((x[:, 2] > 0) & (x[:, 4] > 0), 1.0, 0.0)
-    margin, model = Margin.fit(x[:150], y[:150]), BoostedModel.fit(x[:150], y[:150], 0)
-    linear, boosted = (np.sqrt(np.mean((f(x[150:]) - y[150:]) ** 2)) for f in (margin, model.predict))
-    assert boosted < 0.75 * linear
+def test_where_there_is_no_difference_the_first_is_taken():
+    x, _ = problem(4)
+    for names in (("ridge", "additive"), ("additive", "ridge")):
+        assert validated(x, x[:, 0] + 0.0, regressors=names).quality.regressor == names[0]
 
 
-def test_trees_that_are_not_trees():
-    x, _ = problem(6)
-    model = BoostedModel.fit(x, x[:, 0], 0)
-    with pytest.raises(PredictorError, match="XGBoost's JSON, but are not"):
-        BoostedModel.from_json(model.margin, b'{"learner": 3}')
-    with pytest.raises(PredictorError, match=f"must take its 2 features, but take {COLUMNS}"):
-        BoostedModel.from_json(Margin(0.0, (1.0, 2.0)), model.trees_json())
-    with pytest.raises(PredictorError, match="intercept and weights"):
-        Margin.from_dict({"intercept": 1.0})
+def test_the_spread_grows_with_ignorance():
+    x, rng = problem(5, 120)
+    x[0, 1], x[1, 2], x[2, 1] = 8.0, -8.0, -8.0  # each far from all others
+    found = validated(x, x[:, 0] + np.sin(x[:, 1]) + 0.01 * rng.standard_normal(len(x)))
+    assert found.spreads[:3].min() > 1.1 * np.median(found.spreads[3:])
+
+
+def test_the_learning_curve_falls_and_is_read_right():
+    x, rng = problem(6, 160)
+    y = x[:, 0] + np.sin(x[:, 1]) + 0.05 * rng.standard_normal(len(x))
+    curve = learning_curve(x, y, AGGREGATES, 0, "gaussian_process")
+    assert [point.pairs for point in curve] == [36, 72, 108, 144]
+    assert curve[-1].rmse_log < 0.7 * curve[0].rmse_log
+    assert curve[-1].kendall_tau > curve[0].kendall_tau
+    assert error_with(curve, 144) == pytest.approx(curve[-1].rmse_log)
+    assert 0.5 * curve[-1].rmse_log < error_with(curve, 288) < curve[-1].rmse_log
+    same = learning_curve(x, y, AGGREGATES, 0, "gaussian_process")
+    assert same == curve

@@ -55,9 +55,10 @@ class TestJson:
         assert told["fingerprint"] == best["fingerprint"]
         loaded = AccuracyPredictor.load(finished_run / "predictor")
         answer = loaded.predict([Architecture.from_dict(best["architecture"])])
-        assert told["predicted"]["value"] == pytest.approx(float(answer.value[0]))
-        assert told["predicted"]["lower"] < told["predicted"]["value"] < told["predicted"]["upper"]
-        assert told["protocol"] == best["predicted"]["protocol"]
+        assert told["predicted"]["kl"]["value"] == pytest.approx(float(answer.value[0]))
+        assert told["predicted"]["kl"]["lower"] < told["predicted"]["kl"]["value"] < told["predicted"]["kl"]["upper"]
+        assert told["predicted"]["kl"]["protocol"] == best["predicted"]["protocol"]
+        assert 1 < told["predicted"]["perplexity"]["lower"] < told["predicted"]["perplexity"]["value"]
         assert call("predict", finished_run, winner, "--set", "1.mlp_width=0", "--json") == 0
         [changed] = printed(capsys)["results"]
         assert changed["architecture"]["layers"][1]["mlp_width"] == 0
@@ -274,7 +275,7 @@ DAMAGES = [
     (newer_store, ["measure", "fit", "report", "export"]),
     (remove("measurements.db"), ["fit", "report"]),
     (overwrite("predictor/predictor.json", b"{"), ["predict"]),
-    (truncate("predictor/trees.json"), ["predict"]),
+    (truncate("predictor/predictor.safetensors"), ["predict"]),
     (remove("predictor"), ["predict"]),
     (other_weights, ["measure", "export"]),
 ]

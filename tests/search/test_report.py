@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,24 @@ import pytest
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 
+from predictor import Refinement
 from search.comparison import headline
 from search.figures import DARK, Drawing, pareto_drawing, prediction_drawing
 from search.layer_map import layers_drawing, rounds_drawing
+from search.learned import curve_drawing, damages_drawing, refinement_drawing
 from search.report import PairRow, comparison_table, pareto_front, print_report, render_report, write_report
-from space import Architecture, Budget, Layout, RunFolderError, build_space, cost_of, sample, uniform_widths, whole_ends
+from space import (
+    Architecture,
+    Budget,
+    Layout,
+    RunFolderError,
+    SearchSpace,
+    build_space,
+    cost_of,
+    sample,
+    uniform_widths,
+    whole_ends,
+)
 
 LAYOUT = Layout.from_config(
     {
@@ -72,6 +86,25 @@ def removals(architecture: Architecture) -> int:
     )
 
 
+def example_learned(space: SearchSpace) -> dict[str, Any]:
+    """A curve that falls by a fifth, damages that are largest in layer 4, and a space without the narrowest MLPs."""
+    kept = [
+        options[min(2, len(options) - 1) :] if column % 2 else options for column, options in enumerate(space.choices)
+    ]
+    return {
+        "learning_curve": [
+            {"pairs": n, "kendall_tau": 0.6 + 0.002 * n, "kendall_tau_best_quarter": 0.4, "rmse_log": 2 / n**0.6}
+            for n in (30, 60, 90)
+        ],
+        "error_with_twice_the_pairs": 2 / 180**0.6,
+        "winner_damages": [[0.001, 0.05 if layer == 4 else 0.008] for layer in range(LAYOUT.layers)],
+        "refinement": {
+            **Refinement(space, replace(space, choices=tuple(kept)), ()).to_dict(),
+            "holds_best": True,
+        },
+    }  # fmt: skip
+
+
 def example_best(seed: int = 0) -> dict[str, Any]:
     """A run on SmolLM2-135M's layout: the winner at perplexity 37.2 against 49.1, a few sub-blocks removed."""
     budgets = [Budget("parameters", 0.8)]
@@ -79,7 +112,7 @@ def example_best(seed: int = 0) -> dict[str, Any]:
     random, *drawn = space.decode(sample(space, 400, np.random.default_rng(seed)))
     winner = next(found for found in drawn if 2 <= removals(found) <= 4)
     return {
-        "format": 2,
+        "format": 3,
         "model": "smollm2-135m",
         "weights_hash": "93efa2f097d58c2a",
         "budgets": ["parameters=0.8"],
@@ -96,7 +129,19 @@ def example_best(seed: int = 0) -> dict[str, Any]:
             ),
             "best_random": against(model(random, 42.4, 0.46), 37.2 / 42.4 - 1),
         },
-        "quality": {"kendall_tau": 0.78, "spearman": 0.93, "rmse": 0.11, "pairs": 330},
+        "quality": {
+            "kendall_tau": 0.78,
+            "spearman": 0.93,
+            "rmse_log": 0.11,
+            "pairs": 330,
+            "folds": 10,
+            "regressor": "gaussian_process",
+            "table": {
+                name: {"kendall_tau": tau, "kendall_tau_best_quarter": tau - 0.3, "rmse_log": 0.9 - tau}
+                for name, tau in (("xgboost", 0.72), ("gaussian_process", 0.78), ("additive", 0.61))
+            },
+        },
+        "learned": example_learned(space),
         "rounds": [
             {"round": 1, "pairs": 270, "kendall_tau": 0.64, "best_kl": 0.46},
             {"round": 2, "pairs": 294, "kendall_tau": 0.71, "best_kl": 0.36},
@@ -298,14 +343,14 @@ def test_page_can_be_read_without_seeing_it(page: str) -> None:
     assert headers
     assert all(header.get("scope") in ("col", "row") for header in headers)
     figures = [attrs for attrs in parsed.of("div") if attrs.get("role") == "img"]
-    assert len(figures) == 4
+    assert len(figures) == 7
     assert all((figure.get("aria-label") or "").endswith(".") for figure in figures)
-    assert re.findall(r"<h(\d)", without_plotly(page)) == ["1"] + ["2"] * 7
+    assert re.findall(r"<h(\d)", without_plotly(page)) == ["1"] + ["2"] * 10
 
 
 def test_every_figure_is_json_and_every_colour_has_a_dark_one(page: str) -> None:
     found = re.findall(r'<script type="application/json" id="\w+-data">(.*?)</script>', without_plotly(page), re.S)
-    assert len(found) == 4
+    assert len(found) == 7
     for text in found:
         assert json.loads(text)["data"]
         assert set(re.findall(r'"(#[0-9a-fA-F]{6})"', text)) <= set(DARK)
@@ -362,7 +407,7 @@ def test_prediction_plot_counts_intervals(pairs: list[PairRow]) -> None:
 def test_a_run_without_rounds_predictions_or_rank_has_a_page(best: dict[str, Any]) -> None:
     bare = {**best, "rounds": [], "quality": {}, "predicted": None}
     assert rounds_drawing(bare) is None
-    assert len([attrs for attrs in Page(render_report(bare, [])).of("div") if attrs.get("role") == "img"]) == 2
+    assert len([attrs for attrs in Page(render_report(bare, [])).of("div") if attrs.get("role") == "img"]) == 5
     first = rounds_drawing({**best, "rounds": [{"round": 1, "pairs": 9, "kendall_tau": None, "best_kl": 0.4}]})
     assert isinstance(first, Drawing)
     assert "Over 1 round " in first.summary
@@ -370,8 +415,8 @@ def test_a_run_without_rounds_predictions_or_rank_has_a_page(best: dict[str, Any
 
 
 def test_another_format_is_refused(best: dict[str, Any]) -> None:
-    with pytest.raises(RunFolderError, match=r"must be of format 2, but is of 3"):
-        render_report({**best, "format": 3}, [])
+    with pytest.raises(RunFolderError, match=r"must be of format 3, but is of 2"):
+        render_report({**best, "format": 2}, [])
 
 
 def test_report_is_whole_before_it_has_its_name(
@@ -393,3 +438,29 @@ def test_report_is_whole_before_it_has_its_name(
     assert seen == ["</html>\n"]
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_curve_says_whether_more_pairs_pay(best: dict[str, Any]) -> None:
+    learned = best["learned"]
+    drawing = curve_drawing(learned)
+    assert "With 90 pairs the predictor errs by 13.4 % (held out); with twice as many 8.9 %" in drawing.summary
+    assert drawing.summary.endswith("so more pairs pay.")
+    assert curve_drawing({**learned, "error_with_twice_the_pairs": 0.13}).summary.endswith("more pairs hardly pay.")
+
+
+def test_damages_name_the_layer_that_costs_most(best: dict[str, Any]) -> None:
+    drawing = damages_drawing(best["learned"])
+    assert "KL of 0.312: layer 4 most, 0.051." in drawing.summary
+    assert [list(trace.y)[4] for trace in drawing.figure.data] == [0.001, 0.05]
+
+
+def test_the_refined_space_is_drawn_with_what_was_cut(best: dict[str, Any], page: str) -> None:
+    drawing = refinement_drawing(best)
+    assert drawing is not None
+    assert "660 of 720 choices" in drawing.summary or "choices, 10^" in drawing.summary
+    assert drawing.summary.endswith("The best measured of the full space lies inside.")
+    bars = next(trace for trace in drawing.figure.data if trace.name == "MLP: searched")
+    assert min(bars.base) > 0
+    assert refinement_drawing({**best, "learned": {**best["learned"], "refinement": None}}) is None
+    assert "Regressors that were tried on 330 pairs" in page
+    assert page.count("<tr class=winner>") == 2  # of the comparison and of the regressors

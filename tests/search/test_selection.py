@@ -8,7 +8,7 @@ from predictor import AdditivePrior
 from search import selection
 from search.baselines import fixed_allocations
 from search.config import SearchConfig
-from search.proposals import evolve, mutate, nearest, prior_architectures
+from search.proposals import mutate, nearest, prior_architectures
 from space import Architecture, Budget, build_space, sample
 from tests.search.pieces import SPACE, score
 from tests.space.layouts import SMOLLM2_135M
@@ -67,21 +67,6 @@ def test_other_baselines_are_starting_points_and_not_taken_for_smooth(prior):
     widths = [layer.mlp_width for layer in start.layers]
     assert np.mean(widths[7:13]) < 384 < 1408 < np.mean(widths[:7] + widths[13:])
     assert first["profile"] == selection.first_pairs(SPACE, prior, BASELINES, settings, seed=4)["profile"]
-
-
-def test_diverse_choices_differ_from_each_other():
-    rng = np.random.default_rng(0)
-    best = evolve(SPACE, score, rng, generations=10, population=256)
-    candidates = SPACE.decode(best)
-    chosen = selection.diverse(SPACE, candidates, 5)
-    assert chosen[0] == candidates[0]
-    rows = SPACE.encode(chosen)
-    distances = [(rows[i] != rows[j]).sum() for i in range(5) for j in range(i)]
-    assert min(distances) >= 3
-    # Where all are alike the first of the others fill up.
-    dense = Architecture.dense(SMOLLM2_135M)
-    alike = [dense.replace(0, mlp_width=width) for width in (1408, 1280, 1152, 1024)]
-    assert selection.diverse(SPACE, alike, 3) == alike[:3]
 
 
 def test_the_lowest_are_the_best_within_the_budget():

@@ -1,0 +1,168 @@
+"""A Gaussian process on what the prior misses: the best regressor on some hundred pairs, and a measure of ignorance.
+
+Of a value y with features x, of which x_0 is the logarithm of the prior,
+
+    log y = x_0 + c + g(z),    g ~ GP(0, a Matern(|z - z'| / length) + b z z') + noise
+
+with z the features to scale. Unlike trees it takes damage to be a smooth function of what is kept, which some hundred
+pairs are enough to learn, and its variance grows with the distance to what was measured.
+
+Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.25, 2.26 and 5.9.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
+
+from predictor.dataset import FloatArray
+
+MOST_PAIRS = 2000  # time grows with the cube of the pairs; beyond, trees have enough to learn from
+_TUNED_ON = 200  # pairs from which length and variances are read
+_ROWS = 512  # of the features at once
+_BOUNDS = (1e-6, 1e2)
+_ARRAYS = ("mean", "scale", "points", "weights", "factor")
+_NUMBERS = ("constant", "variance", "length", "slope", "noise")
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """A fitted process: its points, their weights, and the kernel.
+
+    Args:
+        mean: (features,) taken off.
+        scale: (features,) divided by.
+        points: (pairs, features), to scale.
+        weights: (pairs,).
+        factor: (pairs, pairs), the lower Cholesky factor of the points' covariance.
+        constant: c.
+        variance: a.
+        length: of the Matern kernel with nu = 3/2.
+        slope: b.
+        noise: variance of the noise.
+    """
+
+    mean: FloatArray
+    scale: FloatArray
+    points: FloatArray
+    weights: FloatArray
+    factor: FloatArray
+    constant: float
+    variance: float
+    length: float
+    slope: float
+    noise: float
+
+    @classmethod
+    def fit(
+        cls, x: FloatArray, log_values: FloatArray, aggregates: int, seed: int, like: "GaussianProcess | None" = None
+    ) -> Self:
+        """Fit the process, to `MOST_PAIRS` pairs at random where there are more; see `regressors.Regressor`.
+
+        Args:
+            x: (pairs, features).
+            log_values: (pairs,).
+            aggregates: how many of the first columns are aggregates.
+            seed: of the draws.
+            like: a process whose kernel to take; None tunes one.
+        """
+        rng = np.random.default_rng(seed)
+        if len(x) > MOST_PAIRS:
+            rows = rng.permutation(len(x))[:MOST_PAIRS]
+            x, log_values = x[rows], log_values[rows]
+        mean, scale = x.mean(axis=0), _scale(x, aggregates)
+        points = (x - mean) / scale
+        missed = log_values - x[:, 0]
+        constant = float(missed.mean())
+        rows = rng.permutation(len(x))[:_TUNED_ON]
+        variance, length, slope, noise = (
+            _tuned(points[rows], missed[rows] - constant)
+            if like is None
+            else (like.variance, like.length, like.slope, like.noise)
+        )
+        own = _covariance(points, points, variance, length, slope)
+        factor = cholesky(own + noise * np.eye(len(points)), lower=True)
+        weights = cho_solve((factor, True), missed - constant)
+        return cls(mean, scale, points, weights, factor, constant, variance, length, slope, noise)
+
+    def predict(self, x: FloatArray) -> FloatArray:
+        """Return the predicted logarithms (n,) for features (n, features)."""
+        missed = [np.zeros(0), *(self._with_points(rows) @ self.weights for rows in self._rows(x))]
+        return np.asarray(x[:, 0] + self.constant + np.concatenate(missed))
+
+    def spread(self, x: FloatArray) -> FloatArray:
+        """Return the standard deviation (n,) of a new measurement's logarithm, noise included."""
+        found = [np.zeros(0)]
+        for rows in self._rows(x):
+            half = solve_triangular(self.factor, self._with_points(rows).T, lower=True)
+            own = self.variance + self.slope * np.einsum("ij,ij->i", rows, rows)
+            found.append(np.sqrt(np.maximum(own - np.einsum("ij,ij->j", half, half), 0.0) + self.noise))
+        return np.concatenate(found)
+
+    def covariance(self, x: FloatArray) -> FloatArray:
+        """Return the covariance (n, n) of the process at features (n, features) given its points, noise left out."""
+        rows = (x - self.mean) / self.scale
+        half = solve_triangular(self.factor, self._with_points(rows).T, lower=True)
+        return _covariance(rows, rows, self.variance, self.length, self.slope) - half.T @ half
+
+    def _rows(self, x: FloatArray) -> list[FloatArray]:
+        return [(x[first : first + _ROWS] - self.mean) / self.scale for first in range(0, len(x), _ROWS)]
+
+    def _with_points(self, rows: FloatArray) -> FloatArray:
+        return _covariance(rows, self.points, self.variance, self.length, self.slope)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return all that `from_arrays` needs, as arrays by name."""
+        numbers = np.array([getattr(self, name) for name in _NUMBERS])
+        return {name: getattr(self, name) for name in _ARRAYS} | {"numbers": numbers}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
+        """Rebuild a process from `to_arrays`."""
+        return cls(
+            **{name: arrays[name] for name in _ARRAYS}, **dict(zip(_NUMBERS, arrays["numbers"].tolist(), strict=True))
+        )
+
+
+def _scale(x: FloatArray, aggregates: int) -> FloatArray:
+    """Return by what to divide features (pairs, features).
+
+    The aggregates by their own spread; the sub-blocks by one spread in common, since one that hardly varies tells
+    hardly anything, so that all of them together count as much as four aggregates.
+    """
+    spread = x.std(axis=0)
+    sub_blocks = spread[aggregates:]
+    sub_blocks[:] = np.sqrt(np.sum(sub_blocks**2)) / 2
+    return np.where(spread > 1e-9, spread, np.inf)
+
+
+def _tuned(points: FloatArray, missed: FloatArray) -> tuple[float, float, float, float]:
+    """Return variance, length, slope and noise of highest marginal likelihood."""
+    kernel = (
+        ConstantKernel(0.02, _BOUNDS) * Matern(3.0, (0.1, 1e3), nu=1.5)
+        + ConstantKernel(0.02, _BOUNDS) * DotProduct(0.0, "fixed")
+        + WhiteKernel(1e-3, (1e-6, 1.0))
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # at a bound: this part of the kernel is not needed
+        found = GaussianProcessRegressor(kernel).fit(points, missed).kernel_.get_params()
+    return (
+        float(found["k1__k1__k1__constant_value"]),
+        float(found["k1__k1__k2__length_scale"]),
+        float(found["k1__k2__k1__constant_value"]),
+        float(found["k2__noise_level"]),
+    )
+
+
+def _covariance(first: FloatArray, second: FloatArray, variance: float, length: float, slope: float) -> FloatArray:
+    products = first @ second.T
+    squares = np.einsum("ij,ij->i", first, first)[:, None] + np.einsum("ij,ij->i", second, second) - 2 * products
+    away = np.sqrt(3 * np.maximum(squares, 0.0)) / length
+    result: FloatArray = variance * (1 + away) * np.exp(-away) + slope * products
+    return result
