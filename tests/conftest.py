@@ -30,6 +30,8 @@ SMALL_RUN = {
         "candidates": 64,
         "finalists": 3,
         "gate": -1,
+        "refine": True,
+        "slopes": True,
     },
 }
 

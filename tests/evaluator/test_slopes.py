@@ -103,6 +103,7 @@ def test_slopes_are_derivatives(folder, criterion):
     before = Architecture.dense(layout).replace(0, mlp_width=layout.mlp_width // 2).replace(3, mlp_width=0)
     before = before.replace(1, kv_groups=half).replace(2, kv_groups=0)
     found = slopes(dense, surgeon, reference, before, choices)
+    close = 0.12 if layout.family == "opt" else 0.05  # its ReLUs have kinks within a step
     behind = "gemma" in layout.family  # normed behind its sub-blocks
     asked = [(1, Choice(layout.mlp_width)), (5, Choice(layout.mlp_width - 1)), (5, Choice(0)), (0, Choice(half))]
     asked += [(7, Choice(layout.mlp_width)), (2, Choice(0))]
@@ -112,10 +113,10 @@ def test_slopes_are_derivatives(folder, criterion):
             assert choice.width not in dict(found.widths[column])
         else:
             told = dict(found.widths[column])[choice.width]
-            assert told == pytest.approx(expected, rel=0.12, abs=1e-3), (column, choice)
+            assert told == pytest.approx(expected, rel=close, abs=1e-3), (column, choice)
     for column, choice in [(5, Choice(layout.mlp_width, 0.3)), (0, Choice(layout.kv_groups, 0.5))] if sparse else []:
         expected = derivative(dense, surgeon, reference, before, column, choice)
-        assert dict(found.sparsities[column])[choice.sparsity] == pytest.approx(expected, rel=0.12, abs=1e-3)
+        assert dict(found.sparsities[column])[choice.sparsity] == pytest.approx(expected, rel=close, abs=1e-3)
 
 
 def test_nothing_changes_nothing_and_the_dense_model_comes_back(folder):
