@@ -105,9 +105,8 @@ def cross_validate(
     """
     prior = x[:, 0] if prior is None else prior
     judged = np.ones(len(x), dtype=np.bool_) if judged is None else judged
-    # Four numbers tuned on all pairs know next to nothing of a single one, and tuning is nearly all of a fit's time.
-    tuned = GaussianProcess.fit(x, log_values, aggregates, seed)
-    predicted, spreads = _held_out(x, log_values, aggregates, seed, 0, regressors, tuned)
+    kernels: list[GaussianProcess] = []
+    predicted, spreads = _held_out(x, log_values, aggregates, seed, 0, regressors, kernels)
     truth = log_values[judged]
     table = {name: _scores(found[judged], truth) for name, found in predicted.items()}
     least = min(scores["rmse_log"] for scores in table.values())
@@ -125,7 +124,7 @@ def cross_validate(
     rounds = [(predicted[chosen], spreads)]
     # One division of few pairs into folds is a matter of chance: another may give half of the quantile.
     for number in range(1, _ROUNDS if len(x) <= _FEW_PAIRS else 1):
-        own, others = _held_out(x, log_values, aggregates, seed, number, [chosen], tuned)
+        own, others = _held_out(x, log_values, aggregates, seed, number, [chosen], kernels)
         rounds.append((own[chosen], others))
     places = np.concatenate([own[judged] for own, _ in rounds])
     scores = np.concatenate([(np.abs(log_values - own) / others)[judged] for own, others in rounds])
@@ -141,14 +140,21 @@ def _held_out(
     seed: int,
     number: int,
     regressors: Sequence[str],
-    tuned: GaussianProcess,
+    kernels: list[GaussianProcess],
 ) -> tuple[dict[str, FloatArray], FloatArray]:
-    """Return held-out predictions (pairs,) of each regressor and the process' standard deviations (pairs,)."""
+    """Return held-out predictions (pairs,) of each regressor and the process' standard deviations (pairs,).
+
+    Tuning is nearly all of a fit's time, so the first round's processes are added to `kernels`, one for each fold, and
+    later rounds take their kernels.
+    """
     predicted = {name: np.empty_like(log_values) for name in regressors}
     spreads = np.empty_like(log_values)
     draw = seed if not number else int(np.random.default_rng([seed, number]).integers(2**31))
-    for train, test in KFold(fold_count(len(x)), shuffle=True, random_state=draw).split(x):
-        process = GaussianProcess.fit(x[train], log_values[train], aggregates, seed, tuned)
+    for fold, (train, test) in enumerate(KFold(fold_count(len(x)), shuffle=True, random_state=draw).split(x)):
+        like = kernels[fold] if number else None
+        process = GaussianProcess.fit(x[train], log_values[train], aggregates, seed, like)
+        if not number:
+            kernels.append(process)
         spreads[test] = process.spread(x[test])
         for name in regressors:
             kind = REGRESSORS[name]
@@ -199,7 +205,7 @@ def learning_curve(
     predicted = {share: np.empty_like(log_values) for share in CURVE}
     counts = dict.fromkeys(CURVE, 0)
     kind = REGRESSORS[regressor]
-    # By share: of all pairs as in `cross_validate`, of fewer on the first that it learns from.
+    # By share: on all pairs, of fewer on the first that it learns from; tuning is nearly all of the time.
     tuned = {CURVE[-1]: GaussianProcess.fit(x, log_values, aggregates, seed)}
     for train, test in KFold(fold_count(len(x)), shuffle=True, random_state=seed).split(x):
         order = rng.permutation(train)
