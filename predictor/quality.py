@@ -13,7 +13,7 @@ from sklearn.model_selection import KFold
 from predictor.dataset import FloatArray
 from predictor.gaussian import GaussianProcess
 from predictor.intervals import Intervals
-from predictor.regressors import REGRESSORS, Regressor
+from predictor.regressors import REGRESSORS
 from space import PredictorError
 
 _FOLDS = ((500, 10), (5000, 5))  # up to so many pairs; with 10, each fold's model has nearly as many as the final one
@@ -205,19 +205,12 @@ def learning_curve(
     predicted = {share: np.empty_like(log_values) for share in CURVE}
     counts = dict.fromkeys(CURVE, 0)
     kind = REGRESSORS[regressor]
-    # By share: on all pairs, of fewer on the first that it learns from; tuning is nearly all of the time.
-    tuned = {CURVE[-1]: GaussianProcess.fit(x, log_values, aggregates, seed)}
     for train, test in KFold(fold_count(len(x)), shuffle=True, random_state=seed).split(x):
         order = rng.permutation(train)
         for share in CURVE:
-            part = order[: max(2, round(share * len(order)))]
+            part = train if share == CURVE[-1] else order[: max(2, round(share * len(order)))]
             counts[share] = len(part)
-            model: Regressor
-            if kind is GaussianProcess:
-                model = GaussianProcess.fit(x[part], log_values[part], aggregates, seed, tuned.get(share))
-                tuned.setdefault(share, model)
-            else:
-                model = kind.fit(x[part], log_values[part], aggregates, seed)
+            model = kind.fit(x[part], log_values[part], aggregates, seed)
             predicted[share][test] = model.predict(x[test])
     return [CurvePoint(counts[share], **_scores(predicted[share], log_values)) for share in CURVE]
 

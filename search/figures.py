@@ -145,7 +145,9 @@ def prediction_drawing(pairs: Sequence[PairRow]) -> Drawing | None:
         line={"color": INK, "width": 1.5, "dash": "dash"},
         hoverinfo="skip",
     )
-    figure.update_xaxes(title="measured KL", range=ends, **{**_LOG, "dtick": 1})
+    # Along the width there is room for a label at each power of ten alone, unless there is hardly one.
+    dense = _LOG if ends[1] - ends[0] < _FEW_DECADES else {**_LOG, "dtick": 1}
+    figure.update_xaxes(title="measured KL", range=ends, **dense)
     figure.update_yaxes(title="predicted KL", range=ends, **_LOG)
     bounded = [row for row in shown if row.lower is not None and row.upper is not None]
     inside = sum(low <= row.kl <= high for row in bounded for low, high in [_interval(row)])
@@ -163,6 +165,7 @@ _LEGEND = {
     "y": 0,
     "yanchor": "bottom",
 }
+_FEW_DECADES = 2.0
 _LOG = {"type": "log", "dtick": "D2", "tickformat": "~r", "minor": {"dtick": "D1", "showgrid": False}}
 
 
