@@ -128,12 +128,11 @@ class AccuracyPredictor:
         pairs = Pairs.check(layout, architectures, values)
         target.check(pairs.values.tolist(), pairs.fingerprints)
         few = by_fingerprint(architectures, few_tokens)
-        single = singles(layout, pairs.genes)
-        alone = single | blocks_alone(layout, pairs.genes)
+        alone = singles(layout, pairs.genes) | blocks_alone(layout, pairs.genes)
         others = pairs.where(~alone)
         others.check_trainable()
         damages = target.damage(pairs.values)
-        if single.any():
+        if alone.any():
             prior = AdditivePrior.from_genes(layout, pairs.genes, damages)
         else:
             prior = AdditivePrior.assumed(layout, pairs.genes, damages)

@@ -30,7 +30,7 @@ class AdditivePrior:
     floor (see `rounding_floor`) is taken off: it is in every measurement once, and a sum over all sub-blocks would
     count it once for each. What it is read from, MLPs less one channel, is no point of a curve. The damages of a
     sub-block's width and of its sparsity add. Where a whole layer was removed alone, that is what its two sub-blocks do
-    together once both are gone, in shares as each alone.
+    together once both are gone, in shares as each alone; where neither was measured alone, each has half of it.
 
     Args:
         layout: the dense model.
@@ -91,6 +91,10 @@ class AdditivePrior:
             for curve in (by_width, by_sparsity):
                 for kept, value in curve.items():
                     curve[kept] = float(max(value - floor[column // 2], LEAST_SHARE * value))
+        for layer, value in blocks.items():
+            own = slice(2 * layer, 2 * layer + 2)
+            if not any(widths[own]):
+                widths[own] = [{0.0: value / 2}, {0.0: value / 2}]
         prior = cls(
             layout,
             tuple(tuple(sorted(curve.items(), reverse=True)) for curve in widths),

@@ -98,8 +98,13 @@ def refine(
         excess[column][choice] = learned[row] - lowest
         kept[column][choice] = excess[column][choice] <= _GOOD * scale + errors * error
     ranges = []
+    for unit in space.units:
+        for column in unit:
+            kept[column][[int(best[column]), *inside[:, column].tolist()]] = True
+        together = np.any([kept[column] for column in unit], axis=0)
+        for column in unit:
+            kept[column] = together
     for column, options in enumerate(space.choices):
-        kept[column][[int(best[column]), *inside[:, column].tolist()]] = True
         places = np.flatnonzero(kept[column])
         ranges.append(options[places[0] : places[-1] + 1])
     return Refinement(space, replace(space, choices=tuple(ranges)), tuple(excess))

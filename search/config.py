@@ -48,6 +48,13 @@ class SpaceConfig(_Settings):
     sparsities: tuple[float, ...] | None = None
     width_step: int | None = Field(None, ge=1)  # channels; None takes 128, less for narrow models
     removal: bool = True  # whether attention and MLP sub-blocks may be removed whole
+    whole_blocks: bool = False  # whether a layer is removed whole or stays whole, and nothing else is searched
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.whole_blocks and (self.widths or self.sparsities or self.width_step or not self.removal):
+            raise ValueError("whole_blocks searches nothing else; leave the other settings of space out")
+        return self
 
 
 class CriterionConfig(_Settings):
@@ -145,6 +152,7 @@ class RunConfig(_Settings):
             removal=self.space.removal and widths,
             sparsities=sparsities,
             pattern=criterion.group,
+            whole_blocks=self.space.whole_blocks,
         )
 
     def to_yaml(self) -> str:

@@ -45,6 +45,8 @@ def mutate(space: SearchSpace, parents: Indices, rng: np.random.Generator, most_
             steps = direction * rng.integers(1, 3, size=active.size)
             moved = children[active, columns] + steps
             children[active, columns] = np.clip(moved, 0, sizes[columns] - 1)
+            if space.whole_blocks:
+                children[active, columns ^ 1] = children[active, columns]
     return land(space, children, rng)
 
 
@@ -115,10 +117,11 @@ def averages(space: SearchSpace, best: Indices, anchors: Indices, count: int, rn
 def rounded(space: SearchSpace, mean: NDArray[np.float64]) -> Indices:
     """Round (columns,) down, then up where most was lost and as far as the budgets allow."""
     row = np.floor(mean).astype(np.int16)
-    for column in np.argsort(row - mean, kind="stable"):
-        if mean[column] > row[column]:
+    lost = np.array([(row - mean)[unit].mean() for unit in space.units])
+    for index in np.argsort(lost, kind="stable"):
+        if lost[index] < 0:
             raised = row.copy()
-            raised[column] += 1
+            raised[space.units[index]] += 1
             row = raised if space.within(raised[None])[0] else row
     return row
 
@@ -252,13 +255,17 @@ def rounding_architectures(space: SearchSpace) -> list[Architecture]:
 
 
 def prior_architectures(space: SearchSpace, levels: Sequence[float] | None = PRIOR_LEVELS) -> list[Architecture]:
-    """Return the dense model with one sub-block changed at a time: what the additive prior is measured on.
+    """Return the dense model with one sub-block changed at a time, or one block removed in a space of whole blocks.
+
+    This is what the additive prior is measured on.
 
     Args:
         space: the search space.
         levels: kept shares that are taken where there are more widths than that; None takes every width.
     """
     dense = Architecture.dense(space.layout)
+    if space.whole_blocks:
+        return [dense.replace(layer, kv_groups=0, mlp_width=0) for layer in range(space.layout.layers)]
     found: list[Architecture] = []
     for column, options in enumerate(space.choices):
         layer, is_mlp = divmod(column, 2)

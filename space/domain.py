@@ -39,6 +39,7 @@ class SearchSpace:
         layout: the dense model.
         choices: one tuple per column, from cheapest to dense.
         budgets: upper limits, all of which must hold.
+        whole_blocks: whether a layer's attention and MLP go together, the first choice of both or the last.
 
     Raises:
         BudgetError: even the cheapest architecture is over a budget.
@@ -47,6 +48,7 @@ class SearchSpace:
     layout: Layout
     choices: tuple[tuple[Choice, ...], ...]
     budgets: tuple[Budget, ...] = ()
+    whole_blocks: bool = False
     limits: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # (budgets,)
     _tables: tuple[NDArray[np.float64], ...] = field(init=False, repr=False, compare=False)
 
@@ -90,7 +92,14 @@ class SearchSpace:
     @property
     def size_log10(self) -> float:
         """Decimal logarithm of the number of architectures, budgets aside."""
-        return float(sum(math.log10(len(options)) for options in self.choices))
+        free = self.choices[::2] if self.whole_blocks else self.choices
+        return float(sum(math.log10(len(options)) for options in free))
+
+    @property
+    def units(self) -> list[list[int]]:
+        """The columns that change together."""
+        size = 2 if self.whole_blocks else 1
+        return [list(range(first, first + size)) for first in range(0, self.columns, size)]
 
     def costs(self, indices: Indices) -> NDArray[np.float64]:
         """Return the costs (architectures, metrics in the order of `METRICS`) of encoded architectures."""
@@ -103,13 +112,20 @@ class SearchSpace:
         """Return the costs (choices, budgets) of one column, in the budgets' metrics only."""
         return self._tables[column][:, [METRICS.index(budget.metric) for budget in self.budgets]]
 
+    @property
+    def fixed_budget_costs(self) -> NDArray[np.float64]:
+        """What every architecture costs (budgets,), in the budgets' metrics only."""
+        fixed = fixed_cost(self.layout).values()
+        return np.array([fixed[METRICS.index(budget.metric)] for budget in self.budgets], dtype=np.float64)
+
     def budget_costs(self, indices: Indices) -> NDArray[np.float64]:
         """Return the costs (architectures, budgets) in the budgets' metrics only."""
         return self.costs(indices)[:, [METRICS.index(budget.metric) for budget in self.budgets]]
 
     def within(self, indices: Indices) -> NDArray[np.bool_]:
-        """Return which architectures meet every budget."""
-        return np.asarray((self.budget_costs(indices) <= self.limits).all(axis=1))
+        """Return which architectures meet every budget, and in a space of whole blocks have no half of one."""
+        inside = np.asarray((self.budget_costs(indices) <= self.limits).all(axis=1))
+        return inside & (indices[:, 0::2] == indices[:, 1::2]).all(axis=1) if self.whole_blocks else inside
 
     def genes(self, indices: Indices) -> NDArray[np.float64]:
         """Return the genes (architectures, layers, genes in the order of `GENES`) of encoded architectures."""
@@ -197,6 +213,7 @@ def build_space(
     removal: bool = True,
     sparsities: Sequence[float] = (0.0,),
     pattern: tuple[int, int] | None = None,
+    whole_blocks: bool = False,
 ) -> SearchSpace:
     """Build the search space of a model.
 
@@ -208,11 +225,15 @@ def build_space(
         removal: whether a sub-block may be removed.
         sparsities: allowed shares of zeros per row, 0 included or not.
         pattern: (N, M), where weights are made zero by that pattern alone.
+        whole_blocks: whether a layer is removed whole or stays whole, and nothing else is searched.
 
     Raises:
         SettingError: a step or a sparsity is out of range, or does not fit the pattern.
         BudgetError: no architecture meets the budgets.
     """
+    if whole_blocks:
+        kept = ((Choice(0), Choice(layout.kv_groups)), (Choice(0), Choice(layout.mlp_width)))
+        return SearchSpace(layout, kept * layout.layers, tuple(budgets), whole_blocks=True)
     step = default_width_step(layout) if width_step is None else width_step
     if not 1 <= step <= layout.mlp_width:
         raise SettingError(

@@ -19,30 +19,51 @@ def land(
 
     Returns:
         (architectures, columns), each within every budget, and none with room for one more step in any column that
-        was tried in the last pass. Where what is held is over a budget by itself, the result is over it as well.
+        was tried in the last pass. Where what is held is over a budget by itself, the result is over it as well. In a
+        space of whole blocks a layer whose two columns differ follows that which is held, or one at random.
     """
-    result = indices.copy()
-    cost = space.budget_costs(result)  # (architectures, budgets)
     tables = [space.column_costs(column) for column in range(space.columns)]
-    free = np.ones(result.shape, dtype=bool) if held is None else ~held
-    _cut(space, result, cost, tables, rng, free)
-    _fill(space, result, cost, tables, rng, free)
+    free = np.ones(indices.shape, dtype=bool) if held is None else ~held
+    if not space.whole_blocks:
+        return _landed(indices, tables, space, rng, free)
+    first = rng.random((len(indices), space.columns // 2)) < 0.5
+    first = np.where(free[:, 0::2] == free[:, 1::2], first, free[:, 1::2])
+    layers = np.where(first, indices[:, 0::2], indices[:, 1::2]).astype(np.int16)
+    both = [attention + mlp for attention, mlp in zip(tables[0::2], tables[1::2], strict=True)]
+    return np.repeat(_landed(layers, both, space, rng, free[:, 0::2] & free[:, 1::2]), 2, axis=1)
+
+
+def _landed(
+    indices: Indices,
+    tables: list[NDArray[np.float64]],
+    space: SearchSpace,
+    rng: np.random.Generator,
+    free: NDArray[np.bool_],
+) -> Indices:
+    """Return rows within the budgets, whose columns cost what the tables (choices, budgets) say."""
+    result = indices.copy()
+    # What costs the same in every architecture is no column's.
+    cost = np.tile(space.fixed_budget_costs, (len(result), 1))
+    for column, table in enumerate(tables):
+        cost += table[result[:, column]]
+    _cut(space.limits, result, cost, tables, rng, free)
+    _fill(space.limits, result, cost, tables, rng, free)
     return result
 
 
 def _cut(
-    space: SearchSpace,
+    limits: NDArray[np.float64],
     result: Indices,
-    cost: np.ndarray,
-    tables: list[np.ndarray],
+    cost: NDArray[np.float64],
+    tables: list[NDArray[np.float64]],
     rng: np.random.Generator,
     free: NDArray[np.bool_],
 ) -> None:
-    over = np.flatnonzero((cost > space.limits).any(axis=1))
+    over = np.flatnonzero((cost > limits).any(axis=1))
     while over.size:
         # A random column of those that can still be cut, the same chance for each.
         open_ = (result[over] > 0) & free[over]
-        weight = rng.random((over.size, space.columns)) * open_
+        weight = rng.random(open_.shape) * open_
         possible = open_.any(axis=1)
         over, weight = over[possible], weight[possible]
         columns = weight.argmax(axis=1)
@@ -51,26 +72,25 @@ def _cut(
             before = result[rows, column]
             result[rows, column] = before - 1
             cost[rows] += tables[column][before - 1] - tables[column][before]
-        over = over[(cost[over] > space.limits).any(axis=1)]
+        over = over[(cost[over] > limits).any(axis=1)]
 
 
 def _fill(
-    space: SearchSpace,
+    limits: NDArray[np.float64],
     result: Indices,
-    cost: np.ndarray,
-    tables: list[np.ndarray],
+    cost: NDArray[np.float64],
+    tables: list[NDArray[np.float64]],
     rng: np.random.Generator,
     free: NDArray[np.bool_],
 ) -> None:
-    sizes = space.sizes
     changed = True
     while changed:
         changed = False
-        for column in rng.permutation(space.columns):
-            rows = np.flatnonzero((result[:, column] < sizes[column] - 1) & free[:, column])
+        for column in rng.permutation(len(tables)):
+            rows = np.flatnonzero((result[:, column] < len(tables[column]) - 1) & free[:, column])
             before = result[rows, column]
             after = cost[rows] + tables[column][before + 1] - tables[column][before]
-            fits = (after <= space.limits).all(axis=1)
+            fits = (after <= limits).all(axis=1)
             rows, after = rows[fits], after[fits]
             if rows.size:
                 result[rows, column] += 1
