@@ -86,11 +86,11 @@ class Evaluator:
 
     def protocol(self, split: str) -> Protocol:
         """Return the protocol of measurements on a split."""
-        tokens = self.texts.tokens[split]
+        tokens = self.texts.of(split)
         return Protocol(
             weights_hash=self.dense.weights_hash,
             text=self.texts.fingerprint(split),
-            text_source=self.texts.sources[split],
+            text_source=self.texts.source(split),
             split=split,
             tokens=tokens.shape[0] * (tokens.shape[1] - 1),
             sequence_length=tokens.shape[1],
@@ -104,7 +104,7 @@ class Evaluator:
     def _estimated(self, split: str) -> bool:
         """Return whether the quicker loss is good enough: for the text that only ranks, its error is below that of
         the text itself, and the figures that people are told are of other splits."""
-        return split == "search" and estimating_pays(self.dense)
+        return split.partition(":")[0] == "search" and estimating_pays(self.dense)
 
     def measure(
         self,
@@ -117,7 +117,7 @@ class Evaluator:
 
         Args:
             architectures: what to measure.
-            split: the text to measure on: `search`, `validate` or `report`.
+            split: the text to measure on: `search`, `validate` or `report`, or the beginning of one, as in `search:2`.
             origin: why, kept with the pair.
             progress: told 1 after each architecture.
 
@@ -181,7 +181,7 @@ class Evaluator:
 
     def _reference(self, split: str) -> Reference:
         if split not in self._references:
-            tokens = self.texts.tokens[split]
+            tokens = self.texts.of(split)
             self.surgeon.restore()
             self._references[split] = make_reference(self.dense, tokens, self.kernels)
             # One batch only: a prefix of several would have to be replayed batch by batch.
@@ -216,6 +216,16 @@ class Evaluator:
             for handle in handles:
                 handle.remove()
         return found
+
+    def work(self, architecture: Architecture, split: str) -> float:
+        """Return what measuring an architecture costs, in tokens through the whole decoder.
+
+        On a text that is measured in one batch, the layers before the first that an architecture changes are not run.
+        """
+        tokens = self.texts.of(split)
+        changed = architecture.changed_layers(Architecture.dense(self.dense.layout))
+        skipped = changed[0] if changed and tokens.numel() <= BATCH_TOKENS else 0
+        return tokens.shape[0] * (tokens.shape[1] - 1) * (1 - skipped / self.dense.layout.layers)
 
     def describe(self) -> dict[str, object]:
         """Return what every measurement of this evaluator depends on, by split."""

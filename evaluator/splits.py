@@ -50,14 +50,39 @@ class SplitSizes:
 
 @dataclass(frozen=True)
 class Texts:
-    """Token ids of the four splits, each (sequences, sequence_length) int64, and where each came from."""
+    """Token ids of the four splits, each (sequences, sequence_length) int64, and where each came from.
+
+    `search:2` is called the beginning of a split, here its first two sequences: a text of its own, to measure on what
+    may not be worth more.
+    """
 
     tokens: dict[str, Tensor]
     sources: dict[str, str]
 
+    def of(self, split: str) -> Tensor:
+        """Return the token ids (sequences, sequence_length) of a split or of its beginning.
+
+        Raises:
+            SettingError: there is no such split, or it has fewer sequences.
+        """
+        name, _, first = split.partition(":")
+        if name not in self.tokens or (first and not first.isdecimal()):
+            raise SettingError(
+                f"A split must be one of {', '.join(self.tokens)}, or its beginning as in search:2, but is {split!r}."
+            )
+        tokens = self.tokens[name]
+        count = int(first) if first else len(tokens)
+        if not 1 <= count <= len(tokens):
+            raise SettingError(f"The beginning of {name} must be 1 to {len(tokens)} sequences, but is {count}.")
+        return tokens[:count]
+
+    def source(self, split: str) -> str:
+        """Return where a split came from."""
+        return self.sources[split.partition(":")[0]]
+
     def fingerprint(self, split: str) -> str:
-        """Return the first 16 hexadecimal digits of the SHA-256 of a split's token ids."""
-        tokens = self.tokens[split]
+        """Return the first 16 hexadecimal digits of the SHA-256 of the token ids of a split or of its beginning."""
+        tokens = self.of(split).contiguous()
         return hashlib.sha256(f"{tuple(tokens.shape)}".encode() + tokens.numpy().tobytes()).hexdigest()[:16]
 
     def save(self, file: Path) -> None:

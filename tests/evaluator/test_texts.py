@@ -64,6 +64,16 @@ def test_splits_are_disjoint_regions_of_a_file(pico, text_file, tmp_path):
     assert set(texts.sources.values()) == {"garden.txt"}
 
 
+def test_the_beginning_of_a_split_is_a_text_of_its_own(pico, text_file, tmp_path):
+    texts = prepare_texts(pico, str(text_file), SIZES, 0, tmp_path / "cache")
+    assert texts.of("report:3").tolist() == texts.tokens["report"][:3].tolist()
+    assert texts.source("report:3") == texts.sources["report"]
+    assert texts.fingerprint("report:4") == texts.fingerprint("report") != texts.fingerprint("report:3")
+    for split, words in (("report:5", "1 to 4 sequences"), ("report:0", "1 to 4"), ("page", "one of"), ("report:x", "one of")):
+        with pytest.raises(SettingError, match=words):
+            texts.of(split)
+
+
 def test_the_seed_chooses_the_sequences(pico, text_file, tmp_path):
     first, same, other = (prepare_texts(pico, str(text_file), SIZES, seed, tmp_path) for seed in (0, 0, 1))
     assert first.fingerprint("search") == same.fingerprint("search")
