@@ -1,0 +1,89 @@
+"""The exact optimum of a score that is a sum over sub-blocks, under all budgets: an integer program.
+
+    minimise sum over j, c of s[j, c] x[j, c]   subject to   sum over c of x[j, c] = 1 for every sub-block j,
+    sum over j, c of cost[j, c, b] x[j, c] <= limit[b] for every budget b,   x in {0, 1}
+
+Source: Puzzle (arXiv 2411.19146), section 4; solved by HiGHS through scipy.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from space import Indices, SearchSpace
+
+_GAP = 1e-4  # of the optimum that may be left: what is measured errs by a hundred times that
+_SECONDS = 20.0  # for one solution; the best found until then is taken
+
+
+def best_sums(space: SearchSpace, scores: Sequence[NDArray[np.float64]], count: int = 1, apart: int = 1) -> Indices:
+    """Return the architectures of the lowest sums of scores within the budgets, best first.
+
+    Args:
+        space: the search space with its budgets.
+        scores: by column, what each choice adds (choices,).
+        count: how many; fewer where there are no more.
+        apart: columns in which any two differ at least.
+
+    Returns:
+        (found, columns).
+    """
+    program = _Program(space, scores)
+    found: list[NDArray[np.int16]] = []
+    while len(found) < count and (row := program.solve()) is not None:
+        found.append(row)
+        program.keep_away(row, apart)
+    return np.array(found, dtype=np.int16).reshape(-1, space.columns)
+
+
+class _Program:
+    """The integer program, to which solutions to keep away from are added."""
+
+    def __init__(self, space: SearchSpace, scores: Sequence[NDArray[np.float64]]) -> None:
+        sizes = space.sizes.astype(int)
+        self._first = np.concatenate([[0], np.cumsum(sizes)])  # of each column's variables
+        self._scores = np.concatenate([np.asarray(own, dtype=np.float64) for own in scores])
+        columns = np.repeat(np.arange(space.columns), sizes)
+        one_each = coo_array((np.ones(len(columns)), (columns, np.arange(len(columns)))))
+        self._constraints = [LinearConstraint(one_each, 1, 1)]
+        # (budgets, variables)
+        costs = np.concatenate([space.column_costs(column) for column in range(space.columns)]).T
+        if len(costs):
+            room = space.limits - space.fixed_budget_costs
+            scale = np.maximum(np.abs(room), 1.0)[:, None]  # parameters go into the hundred millions
+            self._constraints.append(LinearConstraint(costs / scale, -np.inf, room / scale[:, 0]))
+        if space.whole_blocks:
+            self._constraints.append(self._tied(space))
+
+    def _tied(self, space: SearchSpace) -> LinearConstraint:
+        pairs = [
+            (self._first[unit[0]] + choice, self._first[unit[1]] + choice)
+            for unit in space.units
+            for choice in range(len(space.choices[unit[0]]))
+        ]
+        rows = np.repeat(np.arange(len(pairs)), 2)
+        signs = np.tile([1.0, -1.0], len(pairs))
+        shape = (len(pairs), int(self._first[-1]))
+        return LinearConstraint(coo_array((signs, (rows, np.array(pairs).reshape(-1))), shape=shape), 0, 0)
+
+    def solve(self) -> NDArray[np.int16] | None:
+        found = milp(
+            self._scores,
+            constraints=self._constraints,
+            bounds=Bounds(0, 1),
+            integrality=np.ones(len(self._scores), dtype=np.int64),
+            options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
+        )
+        if found.x is None:
+            return None
+        starts = zip(self._first[:-1], self._first[1:], strict=True)
+        return np.array([int(found.x[first:end].argmax()) for first, end in starts], dtype=np.int16)
+
+    def keep_away(self, row: NDArray[np.int16], apart: int) -> None:
+        """Ask of further solutions to differ from one in as many columns."""
+        chosen = np.zeros((1, int(self._first[-1])))
+        chosen[0, self._first[:-1] + row] = 1.0
+        self._constraints.append(LinearConstraint(chosen, -np.inf, len(row) - apart))

@@ -1,0 +1,62 @@
+"""The integer program finds what trying everything finds."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from search.exact import best_sums
+from space import Budget, build_space
+from tests.space.layouts import PICO, SMOLLM2_135M
+
+SMALL = build_space(PICO, [Budget("parameters", 0.7), Budget("kv_cache_bytes_per_token", 0.8)], width_step=48)
+
+
+def drawn(space, seed):
+    """Damages that rise as less is kept, more in some sub-blocks than in others."""
+    rng = np.random.default_rng(seed)
+    return [np.sort(rng.uniform(0, rng.uniform(0.1, 1.0), size))[::-1] for size in space.sizes]
+
+
+def total(scores, rows):
+    return sum(own[rows[:, column]] for column, own in enumerate(scores))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_architecture_within_the_budgets_is_better(seed):
+    scores = drawn(SMALL, seed)
+    every = np.array(list(itertools.product(*(range(size) for size in SMALL.sizes))), dtype=np.int16)
+    inside = every[SMALL.within(every)]
+    assert 100 < len(inside) < len(every)
+    found = best_sums(SMALL, scores, count=5)
+    assert SMALL.within(found).all()
+    assert np.allclose(total(scores, found), np.sort(total(scores, inside))[:5], rtol=2e-4)
+
+
+def test_solutions_are_as_far_apart_as_asked_for():
+    space = build_space(SMOLLM2_135M, [Budget("parameters", 0.8)])
+    scores = drawn(space, 0)
+    found = best_sums(space, scores, count=4, apart=6)
+    assert len(found) == 4
+    differ = (found[:, None] != found[None]).sum(axis=2)
+    assert differ[~np.eye(4, dtype=bool)].min() >= 6
+    assert (np.diff(total(scores, found)) > -1e-3).all()
+
+
+def test_whole_blocks_stay_whole():
+    space = build_space(SMOLLM2_135M, [Budget("parameters", 0.74)], whole_blocks=True)
+    scores = drawn(space, 1)
+    [best] = best_sums(space, scores)
+    assert space.within(best[None])[0]
+    gain = [scores[2 * i][0] - scores[2 * i][1] + scores[2 * i + 1][0] - scores[2 * i + 1][1] for i in range(30)]
+    assert set(np.flatnonzero(best[0::2] == 0)) == set(np.argsort(gain)[:8])
+
+
+def test_there_may_be_fewer_than_asked_for():
+    space = build_space(PICO, [Budget("parameters", 0.7)], whole_blocks=True)
+    scores = drawn(space, 1)
+    every = np.repeat(list(itertools.product((0, 1), repeat=PICO.layers)), 2, axis=1)
+    inside = every[space.within(every)]
+    found = best_sums(space, scores, count=40)
+    assert {tuple(row) for row in found} == {tuple(row) for row in inside}
+    assert (np.diff(total(scores, found)) > -1e-3).all()
