@@ -227,6 +227,10 @@ class Evaluator:
         skipped = changed[0] if changed and tokens.numel() <= BATCH_TOKENS else 0
         return tokens.shape[0] * (tokens.shape[1] - 1) * (1 - skipped / self.dense.layout.layers)
 
+    def work_of_slopes(self) -> float:
+        """Return what slopes cost beside the measurement, in tokens as `work`; a backward pass counts two forward."""
+        return float(FORWARD_PASSES * self.protocol("search").tokens)
+
     def describe(self) -> dict[str, object]:
         """Return what every measurement of this evaluator depends on, by split."""
         return {split: asdict(self.protocol(split)) for split in ("search", "validate", "report")}

@@ -6,7 +6,7 @@
 Source: Puzzle (arXiv 2411.19146), section 4; solved by HiGHS through scipy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +19,18 @@ _GAP = 1e-4  # of the optimum that may be left: what is measured errs by a hundr
 _SECONDS = 20.0  # for one solution; the best found until then is taken
 
 
-def best_sums(space: SearchSpace, scores: Sequence[NDArray[np.float64]], count: int = 1, apart: int = 1) -> Indices:
-    """Return the architectures of the lowest sums of scores within the budgets, best first.
+def lowest_sums(space: SearchSpace, scores: Sequence[NDArray[np.float64]], apart: int = 1) -> Iterator[Indices]:
+    """Yield the architectures (1, columns) of the lowest sums of scores within the budgets, best first, to the last.
 
     Args:
         space: the search space with its budgets.
         scores: by column, what each choice adds (choices,).
-        count: how many; fewer where there are no more.
         apart: columns in which any two differ at least.
-
-    Returns:
-        (found, columns).
     """
     program = _Program(space, scores)
-    found: list[NDArray[np.int16]] = []
-    while len(found) < count and (row := program.solve()) is not None:
-        found.append(row)
+    while (row := program.solve()) is not None:
+        yield row[None]
         program.keep_away(row, apart)
-    return np.array(found, dtype=np.int16).reshape(-1, space.columns)
 
 
 class _Program:
@@ -45,7 +39,9 @@ class _Program:
     def __init__(self, space: SearchSpace, scores: Sequence[NDArray[np.float64]]) -> None:
         sizes = space.sizes.astype(int)
         self._first = np.concatenate([[0], np.cumsum(sizes)])  # of each column's variables
-        self._scores = np.concatenate([np.asarray(own, dtype=np.float64) for own in scores])
+        every = np.concatenate([np.asarray(own, dtype=np.float64) for own in scores])
+        # HiGHS takes what is below 1e-6 for nothing.
+        self._scores = every / max(float(np.abs(every).max()), np.finfo(np.float64).tiny)
         columns = np.repeat(np.arange(space.columns), sizes)
         one_each = coo_array((np.ones(len(columns)), (columns, np.arange(len(columns)))))
         self._constraints = [LinearConstraint(one_each, 1, 1)]

@@ -1,0 +1,46 @@
+"""Additive scores and an exact solver: sub-blocks measured alone, the lowest sum within the budget, after Puzzle."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor import AdditivePrior
+from search.exact import lowest_sums
+from search.job import Run
+from search.objective import additive_prior
+from search.proposals import prior_architectures, rounding_architectures
+from space import GENES, Architecture, SearchSpace, genes_of
+
+_APART = 2  # sub-blocks in which any two that are measured differ at least
+
+
+def additive(run: Run, tokens: float) -> None:
+    """Measure each sub-block alone, then the architectures of the lowest sums until the tokens are used up.
+
+    Args:
+        run: the run at work.
+        tokens: that it may have spent in the end.
+    """
+    singles = prior_architectures(run.space)
+    if run.evaluator.dense.dtype != "float32":
+        singles += rounding_architectures(run.space)
+    with run.spending("Additive search", tokens) as advance:
+        for architecture in singles:
+            run.score([architecture], "prior")
+            advance()
+        scores = column_scores(run.space, additive_prior(run.space, run.pairs))
+        for row in lowest_sums(run.space, scores, _APART):
+            if run.spent >= tokens:
+                return
+            run.score(run.space.decode(row), "searched")
+            advance()
+
+
+def column_scores(space: SearchSpace, prior: AdditivePrior) -> list[NDArray[np.float64]]:
+    """Return what each choice of each column adds to the prior."""
+    dense = genes_of([Architecture.dense(space.layout)]).reshape(1, space.columns, len(GENES) // 2)
+    scores = []
+    for column, options in enumerate(space.choices):
+        genes = np.repeat(dense, len(options), axis=0)
+        genes[:, column] = [(choice.width, choice.sparsity) for choice in options]
+        scores.append(prior.terms(genes.reshape(len(options), space.layout.layers, len(GENES)))[:, column])
+    return scores

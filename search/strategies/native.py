@@ -1,0 +1,56 @@
+"""Optuna's own samplers: a parameter for each sub-block, and what they propose moved onto the budget."""
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler
+
+from search.job import Run
+from search.study import parameter_names
+from space import SearchSpace, land
+
+_MOST_REPEATS = 200  # proposals in a row that were measured before: the sampler has settled
+
+
+def tpe(run: Run, tokens: float) -> None:
+    """Search by the tree-structured Parzen estimator until the tokens are used up.
+
+    Args:
+        run: the run at work.
+        tokens: that it may have spent in the end.
+    """
+    _search(run, tokens, "tpe", optuna.samplers.TPESampler(seed=run.config.seed))
+
+
+def nsga2(run: Run, tokens: float) -> None:
+    """Search by the genetic algorithm NSGA-II until the tokens are used up.
+
+    Args:
+        run: the run at work.
+        tokens: that it may have spent in the end.
+    """
+    _search(run, tokens, "nsga2", optuna.samplers.NSGAIISampler(seed=run.config.seed, population_size=20))
+
+
+def _search(run: Run, tokens: float, name: str, sampler: BaseSampler) -> None:
+    """Ask, land, measure, tell. Independent draws of so many parameters never meet a budget by themselves."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=sampler, study_name=name)
+    names = _parameters(run.space)
+    repeats = 0
+    with run.spending(name, tokens) as advance:
+        while run.spent < tokens and repeats < _MOST_REPEATS:
+            trial = study.ask()
+            row = np.array([trial.suggest_int(each, 0, int(size) - 1) for each, size in names.items()], dtype=np.int16)
+            row = np.repeat(row, 2) if run.space.whole_blocks else row
+            landed = land(run.space, row[None], np.random.default_rng([run.config.seed, 23, trial.number]))
+            spent = run.spent
+            [pair] = run.score(run.space.decode(landed), "searched")
+            study.tell(trial, pair.measurement.kl)
+            repeats = repeats + 1 if run.spent == spent else 0
+            advance()
+
+
+def _parameters(space: SearchSpace) -> dict[str, int]:
+    """Return the number of choices of each parameter: one for each unit that changes by itself."""
+    names, sizes = parameter_names(space), space.sizes
+    return {names[unit[-1]]: int(sizes[unit[-1]]) for unit in space.units}
