@@ -145,7 +145,7 @@ def _choices(space: SearchSpace, own: PoolSpace) -> Sequence[Sequence[Choice]]:
 def _texts(dense: DenseModel, seed: int) -> Texts:
     """Return text of two kinds to calibrate and score on, a little of the same kinds, and WikiText-2 test."""
     kinds = [
-        _sequences(dense, DATA / "text" / file, LENGTH, seed) for file in ("wikitext2.train-first1mb.txt", "c4.jsonl")
+        sequences_of(dense, DATA / "text" / file, LENGTH, seed) for file in ("wikitext2.train-first1mb.txt", "c4.jsonl")
     ]
     half, own = CALIBRATE // 2, SEARCH // 2
     few = [kind[half + own][: FEW // 2 + 1] for kind in kinds]
@@ -159,7 +159,8 @@ def _texts(dense: DenseModel, seed: int) -> Texts:
     return Texts(tokens, {**dict.fromkeys(tokens, mixed), "report": "wikitext2.test.txt"})
 
 
-def _sequences(dense: DenseModel, file: Path, length: int, seed: int) -> Tensor:
+def sequences_of(dense: DenseModel, file: Path, length: int, seed: int) -> Tensor:
+    """Return a text's sequences (sequences, length) in an order drawn by a seed."""
     stream = tokenise(dense, str(file))
     sequences = stream[: len(stream) // length * length].view(-1, length)
     return sequences[torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))]

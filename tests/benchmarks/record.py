@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import lzma
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,36 @@ def arguments(purpose: str) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small version in a minute or two, not recorded")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
+
+
+def keep(file: Path, name: str, quick: bool) -> None:
+    """Keep a packed copy of a store of measurements beside the results, for other machines.
+
+    Args:
+        file: the store, closed.
+        name: of the benchmark.
+        quick: a quick version's is not kept.
+    """
+    if quick:
+        return
+    packed = _packed(file, name)
+    packed.parent.mkdir(parents=True, exist_ok=True)
+    beside = packed.with_suffix(".partial")
+    beside.write_bytes(lzma.compress(file.read_bytes()))
+    beside.replace(packed)
+
+
+def restore(file: Path, name: str, quick: bool) -> None:
+    """Unpack the store of measurements that was kept, unless there is one already."""
+    packed = _packed(file, name)
+    if not quick and packed.exists() and not file.exists():
+        beside = file.with_suffix(".partial")
+        beside.write_bytes(lzma.decompress(packed.read_bytes()))
+        beside.replace(file)
+
+
+def _packed(file: Path, name: str) -> Path:
+    return RESULTS / "measured" / f"{name}-{file.parent.name}.db.xz"
 
 
 def finish(name: str, figures: dict[str, Any], details: dict[str, Any], quick: bool) -> None:

@@ -1,0 +1,200 @@
+"""Which search finds the better model for the same tokens: ours, evolution, additive scores, random, or none at all.
+
+    python -m tests.benchmarks.search [--quick] [--seeds N] [--space NAME ...] [--strategy NAME ...]
+
+SmolLM2-135M; calibrated and searched on WikiText-2 training text and C4 in equal parts, reported on 16,384 tokens of
+WikiText-2 test, which nothing here chooses by. Every strategy may spend TOKENS tokens through the decoder: the prior,
+evaluations on fewer tokens, and backward passes (two forward each) included, calibration apart, since all share it.
+They share one store of measurements and pay as if they had none. At each share of the spending, the strategy's best so
+far on the search text is what it would hand over; its perplexity is the curve.
+
+What was measured lies in runs/benchmark-search and, packed, beside the results (`measured/`), so that the benchmark
+goes on where it was stopped, on another machine as well; strategies that are not finished are left out of the figures.
+
+| figure | meaning |
+| --- | --- |
+| `perplexity_final` | on the report text with all tokens spent, mean over seeds, by strategy |
+| `perplexity_curve` | the same by share of the spending |
+| `tokens_to_match_evolution` | spent by ours when it is first as good as evolution in the end |
+| `gain_over_uniform` | 1 less perplexity by that of uniform pruning with the same criterion and update |
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluator import DenseModel, Evaluator, Measurement, PairStore, Texts, open_model
+from evaluator.texts import tokenise
+from search.baselines import fixed_allocations, scored_allocations
+from search.config import RunConfig, load_config
+from search.folder import RunFolder
+from search.job import Run, Spent
+from search.progress import Reporter
+from search.strategies import STRATEGIES
+from space import Architecture
+from tests.benchmarks.pool import sequences_of
+from tests.benchmarks.record import DATA, ROOT, finish, keep, restore
+
+TOKENS = 800_000
+LENGTH, CALIBRATE, SEARCH, VALIDATE, REPORT = 512, 128, 4, 16, 32  # sequences
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+ORDER = ("random", "evolution", "additive")
+SPACES: dict[str, dict[str, Any]] = {
+    "depth_22": {"budget": "parameters=0.74", "space.whole_blocks": True},
+    "widths_80": {"budget": "parameters=0.8"},
+    "sparsity_70": {"budget": "nonzero_parameters=0.3"},
+    "widths_60": {"budget": "parameters=0.6"},
+}
+
+
+@dataclass
+class Bench:
+    """One space and seed: a store that all strategies share."""
+
+    name: str
+    config: RunConfig
+    judge: Evaluator
+    baselines: dict[str, Architecture]
+    files: RunFolder
+    tokens: float
+
+    def run(self) -> Run:
+        """Return a run that has measured nothing but the baselines."""
+        space = self.config.search_space(self.judge.dense.layout)
+        run = Run(self.config, self.files, Reporter(), self.judge, space, self.baselines, [], [], None)
+        run.measure("Baselines", list(self.baselines.values()), "baseline")
+        return run
+
+
+def main() -> None:
+    """Run what is asked for and print the figures of all that is finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small model and few tokens, in a minute or two")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--space", action="append", choices=list(SPACES), help="which; all without")
+    parser.add_argument("--strategy", action="append", choices=list(STRATEGIES), help="which; those of ORDER without")
+    options = parser.parse_args()
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for seed in range(options.seeds):
+        for name in options.space or SPACES:
+            bench = prepare(name, seed, options.quick)
+            for strategy in options.strategy or ORDER:
+                row = curve(bench, strategy)
+                rows.setdefault(name, {}).setdefault(strategy, []).append(row)
+                print(f"{name} {strategy} seed {seed}: {row['perplexity']}", flush=True)
+            rows[name].setdefault("baselines", []).append(unsearched(bench))
+            bench.judge.store.close()
+            keep(bench.files.measurements_file, "search", options.quick)
+    details = {"seeds": options.seeds, "tokens": TOKENS, "shares": SHARES, "rows": rows}
+    finish("search", {name: figures_of(own) for name, own in rows.items()}, details, options.quick)
+
+
+def prepare(name: str, seed: int, quick: bool) -> Bench:
+    """Open the model, its texts and the store of a space and seed."""
+    model = str(DATA / "models" / "stories260K") if quick else "smollm2-135m"
+    config = load_config(None, {"model": model, "seed": seed, **SPACES[name]})
+    files = RunFolder(ROOT / "runs" / "benchmark-search" / f"{name}-{seed}{'-quick' if quick else ''}")
+    files.path.mkdir(parents=True, exist_ok=True)
+    restore(files.measurements_file, "search", quick)
+    dense = open_model(model)
+    criterion = config.criterion.criterion
+    with Reporter().stage(f"{name}: calibrating", dense.layout.layers, "layers") as advance:
+        judge = Evaluator(
+            dense,
+            texts(dense, seed),
+            PairStore(files.measurements_file),
+            criterion=criterion,
+            folder=files.prepared,
+            progress=advance,
+        )
+    space = config.search_space(dense.layout)
+    baselines = fixed_allocations(space) | scored_allocations(space, judge.surgeon)
+    return Bench(name, config, judge, baselines, files, TOKENS / 20 if quick else TOKENS)
+
+
+def texts(dense: DenseModel, seed: int) -> Texts:
+    """Return text of two kinds by turns to calibrate, search and choose on, and WikiText-2 test."""
+    files = [DATA / "text" / name for name in ("wikitext2.train-first1mb.txt", "c4.jsonl")]
+    kinds = [sequences_of(dense, file, LENGTH, seed) for file in files]
+    count = min(len(kind) for kind in kinds)
+    both = torch.stack([kind[:count] for kind in kinds], dim=1).flatten(0, 1)  # by turns: any beginning has both
+    sizes = (CALIBRATE, SEARCH, VALIDATE)
+    parts = both[: sum(sizes)].split(sizes)
+    tokens = dict(zip(("calibrate", "search", "validate"), parts, strict=True))
+    report = tokenise(dense, str(DATA / "text" / "wikitext2.test.txt"))[: REPORT * LENGTH].view(REPORT, LENGTH)
+    mixed = dict.fromkeys(tokens, "WikiText-2 training text and C4")
+    return Texts({**tokens, "report": report}, {**mixed, "report": "wikitext2.test.txt"})
+
+
+def curve(bench: Bench, strategy: str) -> dict[str, Any]:
+    """Run a strategy and return what it would hand over at each share of the spending."""
+    run = bench.run()
+    STRATEGIES[strategy](run, bench.tokens)
+    found = [incumbent(run.trace, run, share * bench.tokens) for share in SHARES]
+    measured = reported(bench, found)
+    return {
+        "spent": round(run.spent),
+        "architectures": [each.fingerprint for each in found],
+        "perplexity": [round(each.perplexity, 3) for each in measured],
+        "kl": [round(each.kl, 5) for each in measured],
+        "final": measured[-1].to_dict(),
+        "winner": found[-1].to_dict(),
+    }
+
+
+def incumbent(trace: Sequence[Spent], run: Run, tokens: float) -> Architecture:
+    """Return the best on the whole search text that was measured within the tokens, uniform while there is none."""
+    pairs = [each.pair for each in trace if each.tokens <= tokens and each.split == "search"]
+    fixed = {architecture for name, architecture in run.baselines.items() if name != "dense"}
+    inside = [pair for pair in pairs if pair.architecture in fixed or run.space.allows(pair.architecture)]
+    if not inside:
+        return run.baselines["uniform"]
+    return min(inside, key=lambda pair: pair.measurement.kl).architecture
+
+
+def reported(bench: Bench, architectures: Sequence[Architecture]) -> list[Measurement]:
+    """Return what architectures measure on the report text, each measured once."""
+    with Reporter().stage("On the report text", len(set(architectures)), "architectures") as advance:
+        known = {each: bench.judge.measure([each], "report", "report")[0] for each in dict.fromkeys(architectures)}
+        advance(len(known))
+    return [known[each] for each in architectures]
+
+
+def unsearched(bench: Bench) -> dict[str, Any]:
+    """Return the perplexity of each allocation that no search chose, and of the dense model."""
+    measured = reported(bench, list(bench.baselines.values()))
+    return {name: round(each.perplexity, 3) for name, each in zip(bench.baselines, measured, strict=True)}
+
+
+def figures_of(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the figures of one space."""
+    plain = rows["baselines"]
+    names = [name for name in plain[0] if name != "dense"]
+    fixed = {name: float(np.mean([row[name] for row in plain])) for name in names}
+    best = min(fixed, key=lambda name: fixed[name])
+    curves = {name: np.array([row["perplexity"] for row in own]) for name, own in rows.items() if name != "baselines"}
+    final = {name: round(float(own[:, -1].mean()), 3) for name, own in curves.items()}
+    return {
+        "perplexity_final": {**final, f"not_searched_{best}": round(fixed[best], 3)},
+        "perplexity_curve": {name: own.mean(axis=0).round(2).tolist() for name, own in curves.items()},
+        "tokens_to_match_evolution": {
+            name: [matched(row, target[-1]) for row, target in zip(own, curves["evolution"], strict=False)]
+            for name, own in curves.items()
+            if "evolution" in curves
+        },
+        "gain_over_uniform": {name: round(1 - value / fixed["uniform"], 4) for name, value in final.items()},
+    }
+
+
+def matched(row: np.ndarray, target: float) -> int | None:
+    """Return the fewest tokens with which a curve is as low as a target; None where it never is."""
+    reached = np.flatnonzero(row <= target)
+    return round(SHARES[reached[0]] * TOKENS) if len(reached) else None
+
+
+if __name__ == "__main__":
+    main()
