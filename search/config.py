@@ -80,17 +80,26 @@ class CriterionConfig(_Settings):
         return Criterion(self.widths, self.weights, self.update, self.pattern)
 
 
+StrategyName = Literal["predictor", "random", "evolution", "additive", "tpe", "nsga2"]
+
+
 class SearchConfig(_Settings):
     """How much is measured and searched. More of everything is better and slower."""
 
+    strategy: StrategyName = "predictor"  # the others are what it is compared with, see `search.strategies`
+    # Tokens through the decoder that the strategy may spend, a backward pass counting two forward; None lets the
+    # predictor end by its rounds, and gives the others what the predictor's plan would take.
+    tokens: int | None = Field(None, ge=1)
     random_pairs: int = Field(16, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
     profile_pairs: int = Field(24, ge=0)  # smooth over depth: what single changes cannot show
     guided_pairs: int = Field(24, ge=0)  # near the additive prior's optimum: where the search will go
-    rounds: int = Field(8, ge=1)  # fit, search, measure the best; on SmolLM2-135M the seventh was the last that gained
+    # Fit, plan, measure the best, at most so often: a search ends by itself when a round promises too little. On
+    # SmolLM2-135M the seventh was the last that gained.
+    rounds: int = Field(8, ge=1)
     picks: int = Field(5, ge=1)  # architectures measured per round on the predictor's word
     averages: int = Field(5, ge=0)  # and averages of the best measured, which hold better on other text
-    trials: int = Field(48, ge=1)  # Optuna trials per round, each the best of `candidates`
-    candidates: int = Field(1024, ge=16)  # architectures the predictor screens per trial
+    generations: int = Field(48, ge=1)  # bred for a round's plan, of `candidates` each
+    candidates: int = Field(1024, ge=16)  # architectures the predictor screens at once
     finalists: int = Field(12, ge=1)  # half of them averages; the best on the validation text wins
     refine: bool = True  # whether the predictor cuts away, before each round, what cannot be in a good model
     slopes: bool = True  # whether a backward pass at the best, which costs three measurements, tells where to go on

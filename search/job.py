@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from evaluator import Agreement, Evaluator, Pair, Slopes
-from predictor import AccuracyPredictor
+from predictor import AccuracyPredictor, Refinement
 from search import selection
 from search.config import RunConfig
 from search.folder import RunFolder
@@ -44,14 +45,18 @@ class Run:
     pairs: list[Pair]  # on the search text, in the order a run measures them
     slopes: list[Slopes]  # at the best of their time
     agreement: Agreement | None  # of the dense model with itself in float32, where it runs in less
+    rounds: list[dict[str, Any]] = field(default_factory=list)  # what each reached
+    refinement: Refinement | None = None  # what the last round searched
     spent: float = 0.0  # tokens through the whole decoder, as if nothing had been measured before this run
     trace: list[Spent] = field(default_factory=list)  # what they were spent on, in order
     _paid: set[tuple[str, str]] = field(default_factory=set, repr=False)
 
     def elsewhere(self) -> Elsewhere:
-        """Return what to expect on other text, learned from the sub-blocks measured alone."""
+        """Return what to expect on other text, learned from the sub-blocks measured alone, if any were."""
         sequences = len(self.evaluator.texts.tokens["search"])
         alone = [pair for pair in self.pairs if pair.origin == "prior"]
+        if not alone:
+            return Elsewhere.alike(self.space)
         return Elsewhere.from_pairs(self.space, alone, sequences, self.config.text.assumed_shift)
 
     def measure(

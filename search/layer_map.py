@@ -145,7 +145,7 @@ def rounds_drawing(best: Mapping[str, Any]) -> Drawing | None:
         )
     if len(x) <= 8:
         figure.update_xaxes(tickvals=x, ticktext=[f"{e['round']}<br>{e['pairs']:,}" for e in rounds])
-    figure.update_xaxes(title="round, and pairs measured by its end", row=2, col=1)
+    figure.update_xaxes(title="round, and pairs that it learned from", row=2, col=1)
     figure.update_xaxes(range=[min(x) - 0.3, max(x) + 0.3])
     first, last = rounds[0], rounds[-1]
     summary = f"Over {len(rounds)} {'round' if len(rounds) == 1 else 'rounds'} the best measured KL went from "

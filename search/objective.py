@@ -104,8 +104,17 @@ class Elsewhere:
         expected = expect_elsewhere(prior, [pair.architecture for pair in pairs], np.array(values), shift)
         return cls(prior, expected)
 
+    @classmethod
+    def alike(cls, space: SearchSpace) -> Self:
+        """Expect on other text what was measured: nothing is known of sub-blocks alone."""
+        nothing = ((),) * (2 * space.layout.layers)
+        prior = AdditivePrior(space.layout, nothing, nothing)
+        return cls(prior, prior)
+
     def factor(self, genes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return by what the KL of architectures, as genes (architectures, layers, 4), is to be multiplied."""
+        if self.measured == self.expected:
+            return np.ones(len(genes))
         measured, expected = (prior.terms(genes).sum(axis=1) for prior in (self.measured, self.expected))
         factor: NDArray[np.float64] = np.divide(expected, measured, out=np.ones_like(measured), where=measured > 0)
         return factor

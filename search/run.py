@@ -1,7 +1,7 @@
 """One run, top to bottom: a dense model and a budget in, a measured, searched, exported pruned model out.
 
-    layout -> space -> prior -> first pairs -> [ slopes -> fit -> quality gate -> Optuna -> measure the best ] x rounds
-           -> finalists on other text -> winner -> baselines and report on text never used -> export
+    layout -> space -> baselines -> search by a strategy (ours: prior -> first pairs -> [ slopes -> fit -> refine
+           -> plan -> measure ] x rounds) -> finalists on other text -> winner -> report on text never used -> export
 
 Each stage takes the previous stage's value and leaves its artefact in the run folder. Nothing else is remembered: a
 run that was killed is repeated from the start with every measurement it made found in the store, so it ends with the
@@ -40,11 +40,11 @@ from search.job import Run
 from search.learned import learned_record
 from search.objective import fit_pairs, predictor_score
 from search.progress import Reporter
-from search.proposals import evolve, prior_architectures, rounding_architectures
+from search.proposals import evolve
 from search.report import write_report
 from search.results import best_record, pair_rows
-from search.rounds import measure_first_pairs, search_rounds
 from search.session import open_dense, save_predictors
+from search.strategies import search_by
 from space import Architecture, BudgetError, PredictorError, SecateurError
 
 # Shares of the cut at which the report shows what the predictor would choose under another budget.
@@ -141,15 +141,10 @@ def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
 
 def _search(run: Run, started: float) -> dict[str, Any]:
     run.measure("Measuring baselines", list(run.baselines.values()), "baseline")
-    singles = prior_architectures(run.space)
-    if run.evaluator.dense.dtype != "float32":
-        singles += rounding_architectures(run.space)
-    run.measure("Measuring each sub-block alone", singles, "prior")
-    measure_first_pairs(run, run.config.seed)
-    rounds, predictor, refinement = search_rounds(run)
-    baselines = {**run.baselines, "best_random": _best_random(run)}
+    search_by(run)
+    baselines = run.baselines | _best_random(run)
     champion = _final(run)
-    _measure_frontier(run, predictor)
+    _measure_frontier(run, run.fit())
     predictor = run.fit()
     save_predictors(run.folder, run.space, run.pairs, predictor)
     everyone = {**baselines, "winner": champion}
@@ -163,8 +158,8 @@ def _search(run: Run, started: float) -> dict[str, Any]:
         _measure_plain(run, baselines),
         predictor,
         _unseen(run, champion, predictor),
-        rounds,
-        learned_record(predictor, run.pairs, champion, refinement),
+        run.rounds,
+        learned_record(predictor, run.pairs, champion, run.refinement),
         time.perf_counter() - started,
         describe_environment(run.evaluator.dense, run.agreement),
     )
@@ -185,10 +180,10 @@ def _unseen(run: Run, winner: Architecture, predictor: AccuracyPredictor) -> Pre
         return predictor.predict([winner])
 
 
-def _best_random(run: Run) -> Architecture:
+def _best_random(run: Run) -> dict[str, Architecture]:
     random = [pair for pair in run.pairs if pair.origin == "random"]
-    [best] = selection.lowest(random, run.space, 1)
-    return best
+    best = selection.lowest(random, run.space, 1)
+    return {"best_random": best[0]} if best else {}
 
 
 def _final(run: Run) -> Architecture:

@@ -6,6 +6,7 @@ on when the tokens are used up is finished. The same seed measures the same.
 
 | strategy | what it is |
 | --- | --- |
+| `predictor` | ours: learns from what it measured, see `search.strategies.predicted` |
 | `random` | samples on the budget, see `space.sampling` |
 | `evolution` | 1 + lambda evolution on rising numbers of tokens, after EvoPress (arXiv 2410.14649) |
 | `additive` | sub-blocks measured alone, an integer program over their sum, after Puzzle (arXiv 2411.19146) |
@@ -13,21 +14,45 @@ on when the tokens are used up is finished. The same seed measures the same.
 """
 
 from collections.abc import Callable
+from typing import get_args
 
+from search.config import StrategyName
 from search.job import Run
+from search.proposals import prior_architectures
 from search.strategies.additive import additive
 from search.strategies.evolution import evolution
 from search.strategies.native import nsga2, tpe
+from search.strategies.predicted import predicted
 from search.strategies.random import random
 
-__all__ = ["STRATEGIES", "Strategy", "additive", "evolution", "nsga2", "random", "tpe"]
+__all__ = ["STRATEGIES", "Strategy", "additive", "evolution", "nsga2", "predicted", "random", "search_by", "tpe"]
 
 Strategy = Callable[[Run, float], None]
 
-STRATEGIES: dict[str, Strategy] = {
+STRATEGIES: dict[StrategyName, Strategy] = {
+    "predictor": predicted,
     "random": random,
     "evolution": evolution,
     "additive": additive,
     "tpe": tpe,
     "nsga2": nsga2,
 }
+assert set(STRATEGIES) == set(get_args(StrategyName))
+
+
+def search_by(run: Run) -> None:
+    """Search by the strategy and the tokens of a run's settings."""
+    settings = run.config.search
+    tokens = settings.tokens if settings.tokens is not None else _planned(run)
+    STRATEGIES[settings.strategy](run, tokens)
+
+
+def _planned(run: Run) -> float:
+    """Return the tokens that the predictor's plan takes; without end for the predictor itself."""
+    settings = run.config.search
+    if settings.strategy == "predictor":
+        return float("inf")
+    singles = sum(run.evaluator.work(each, "search") for each in prior_architectures(run.space))
+    pairs = settings.random_pairs + settings.profile_pairs + settings.guided_pairs
+    pairs += settings.rounds * (settings.picks + settings.averages)
+    return run.spent + singles + pairs * run.evaluator.protocol("search").tokens

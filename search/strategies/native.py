@@ -5,7 +5,7 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from search.job import Run
-from search.study import parameter_names
+from search.sampler import parameter_names
 from space import SearchSpace, land
 
 _MOST_REPEATS = 200  # proposals in a row that were measured before: the sampler has settled
@@ -52,5 +52,5 @@ def _search(run: Run, tokens: float, name: str, sampler: BaseSampler) -> None:
 
 def _parameters(space: SearchSpace) -> dict[str, int]:
     """Return the number of choices of each parameter: one for each unit that changes by itself."""
-    names, sizes = parameter_names(space), space.sizes
-    return {names[unit[-1]]: int(sizes[unit[-1]]) for unit in space.units}
+    sizes = space.sizes
+    return {name: int(sizes[unit[-1]]) for name, unit in zip(parameter_names(space), space.units, strict=True)}

@@ -42,7 +42,7 @@ from tests.benchmarks.record import DATA, ROOT, finish, keep, restore
 TOKENS = 800_000
 LENGTH, CALIBRATE, SEARCH, VALIDATE, REPORT = 512, 128, 4, 16, 32  # sequences
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-ORDER = ("random", "evolution", "additive")
+ORDER = ("predictor", "evolution", "additive", "random")
 SPACES: dict[str, dict[str, Any]] = {
     "depth_22": {"budget": "parameters=0.74", "space.whole_blocks": True},
     "widths_80": {"budget": "parameters=0.8"},
@@ -96,7 +96,8 @@ def main() -> None:
 def prepare(name: str, seed: int, quick: bool) -> Bench:
     """Open the model, its texts and the store of a space and seed."""
     model = str(DATA / "models" / "stories260K") if quick else "smollm2-135m"
-    config = load_config(None, {"model": model, "seed": seed, **SPACES[name]})
+    # Rounds without end: the tokens end the search.
+    config = load_config(None, {"model": model, "seed": seed, "search.rounds": 1000, **SPACES[name]})
     files = RunFolder(ROOT / "runs" / "benchmark-search" / f"{name}-{seed}{'-quick' if quick else ''}")
     files.path.mkdir(parents=True, exist_ok=True)
     restore(files.measurements_file, "search", quick)

@@ -56,7 +56,7 @@ def test_overrides_win_over_the_file(tmp_path):
     ("overrides", "message"),
     [
         ({"sead": 1}, "must be one of model, budget, text, .*seed, but 'sead' is none of them; remove or rename it"),
-        ({"search.round": 1}, "must be one of random_pairs, .*rounds.*, but 'search.round' is none of them"),
+        ({"search.round": 1}, "must be one of strategy, .*rounds.*, but 'search.round' is none of them"),
         ({"text.validate_": 1}, "must be one of .*, validate, .*, but 'text.validate_' is none of them"),
         ({"seed": -1}, "'seed' must be valid, but is -1: .*greater than or equal to 0; change it"),
         ({"search.rounds": "many"}, "'search.rounds' must be valid, but is 'many'"),

@@ -9,7 +9,7 @@ from search.run import run_search
 from space import Architecture
 from tests.conftest import SMALL_RUN
 
-SHORT = {**SMALL_RUN["search"], "profile_pairs": 4, "guided_pairs": 6, "rounds": 1, "trials": 4}
+SHORT = {**SMALL_RUN["search"], "profile_pairs": 4, "guided_pairs": 6, "rounds": 1, "generations": 4}
 
 
 def search_under(budget, criterion, model, folder, space=None):

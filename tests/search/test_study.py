@@ -1,140 +1,118 @@
-"""The Optuna study: architectures on the budget, the same in every process, read again when it is finished."""
+"""The study: a trial for every architecture measured, gone on with where it was stopped."""
 
-import subprocess
-import sys
-from pathlib import Path
+import sqlite3
 
 import numpy as np
 import optuna
 import pytest
 
-from search.study import ArchitectureSampler, distributions, label, parameter_names, run_study
-from space import Budget, Choice, build_space, sample
-from tests.space.layouts import PICO
-
-ROOT = Path(__file__).parents[2]
-SPACE = build_space(PICO, (Budget("parameters", 0.7),))
-STARTS = sample(SPACE, 8, np.random.default_rng(0))
+from search.sampler import architecture_of
+from search.study import STUDY, ArchitectureStudy
+from space import RunFolderError
+from tests.predictor.synthetic import SPACE, draw, measure
+from tests.search.test_sampler import MEASURED, learned, sampler
 
 
-def score(indices):
-    """Cutting costs its square, more in later sub-blocks; lower is better."""
-    cut = 1 - indices / (SPACE.sizes - 1)
-    return (cut**2 * np.arange(1, SPACE.columns + 1)).sum(axis=1)
+@pytest.fixture(scope="module")
+def knowledge():
+    return learned()
 
 
-def sampler(seed=1, seen=(), starts=STARTS, candidates=64):
-    return ArchitectureSampler(SPACE, score, starts=starts, seen=seen, candidates=candidates, seed=seed)
+class Meter:
+    """Measures and remembers what it was asked for; breaks when told to."""
+
+    def __init__(self, most=None):
+        self.asked, self._most = [], most
+
+    def __call__(self, architecture, origin):
+        if self._most is not None and len(self.asked) >= self._most:
+            raise KeyboardInterrupt
+        self.asked.append((architecture, origin))
+        return measure([architecture], 0)[0]
 
 
-def study_of(file, trials=6, told=None, **more):
-    """Return all proposals of a study, best first."""
-    progress = [].append if told is None else told.append
-    near, anywhere = run_study(file, "round-1", sampler(**more), SPACE, score, trials, progress)
-    return sorted(near + anywhere, key=lambda each: score(SPACE.encode([each]))[0])
+def opened(folder, knowledge=None, made_from="here"):
+    return ArchitectureStudy(folder / "study.db", SPACE, sampler(knowledge), made_from)
 
 
-def names(architectures):
-    return [architecture.fingerprint for architecture in architectures]
+def test_every_measurement_is_a_trial_that_optuna_reads(tmp_path):
+    study, meter, told = opened(tmp_path), Meter(), []
+    study.measure(0, MEASURED[:3], "random", meter, told.append)
+    study.measure(1, MEASURED[3:5], "searched", meter)
+    study.finish_round({"round": 1, "best_kl": 0.25})
+    study.close()
+    assert told == [1, 1, 1]
+    found = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert [trial.value for trial in found.trials] == [measure([each], 0)[0] for each in MEASURED[:5]]
+    assert [architecture_of(SPACE, trial.params) for trial in found.trials] == MEASURED[:5]
+    assert [trial.user_attrs["fingerprint"] for trial in found.trials] == [each.fingerprint for each in MEASURED[:5]]
+    assert [trial.user_attrs["round"] for trial in found.trials] == [0, 0, 0, 1, 1]
+    assert found.best_trial.params["02.mlp"] == str(architecture_of(SPACE, found.best_trial.params).layers[2].mlp_width)
 
 
-def test_proposals_are_new_within_the_budget_and_best_first(tmp_path):
-    told = []
-    seen = names(study_of(tmp_path / "a.db"))
-    found = study_of(tmp_path / "b.db", told=told, seen=seen[:2])
-    assert told == [1] * 6
-    assert len(set(names(found))) == 6
-    assert not set(names(found)) & set(seen[:2])
-    rows = SPACE.encode(found)
-    assert SPACE.within(rows).all()
-    assert (np.diff(score(rows)) >= 0).all()
-    assert score(rows)[0] < score(STARTS).min()
+def test_a_study_goes_on_where_it_was_stopped(tmp_path):
+    first = opened(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        first.measure(0, MEASURED[:6], "random", Meter(most=4))
+    first.close()
+    second, meter = opened(tmp_path), Meter()
+    assert second.trials(0) == [(each, "random") for each in MEASURED[:4]]
+    second.measure(0, MEASURED[:6], "random", meter)
+    assert meter.asked == [(each, "random") for each in MEASURED[:6]]  # those that are known for their order
+    assert second.trials(0) == [(each, "random") for each in MEASURED[:6]]
+    second.finish_round({"round": 1})
+    second.close()
+    assert opened(tmp_path).records == [{"round": 1}]
 
 
-def test_every_other_trial_stays_near_the_best_measured(tmp_path):
-    order = np.argsort(score(STARTS))
-    near, anywhere = run_study(tmp_path / "study.db", "round-1", sampler(starts=STARTS[order]), SPACE, score, 12)
-    assert (len(near), len(anywhere)) == (6, 6)
-    for found in (near, anywhere):
-        assert (np.diff(score(SPACE.encode(found))) >= 0).all()
-    elites = STARTS[order][:6]
-    away = [min((row != elite).sum() for elite in elites) for row in SPACE.encode(near)]
-    # Two steps down, two up, and what landing on the budget takes.
-    assert max(away) <= 7
+def test_a_plan_does_not_depend_on_what_its_round_measured_already(tmp_path, knowledge):
+    study = opened(tmp_path, knowledge)
+    study.measure(0, MEASURED[:30], "random", Meter())
+    plan = [architecture for architecture, _ in study.plan(1)]
+    study.measure(1, plan[:2], "searched", Meter())
+    study.close()
+    again = opened(tmp_path, knowledge)
+    assert [architecture for architecture, _ in again.plan(1)] == plan
+    assert not set(plan) & {architecture for architecture, _ in again.plan(2)}
+    meter = Meter()
+    again.measure(1, plan, "searched", meter)
+    assert [architecture for architecture, _ in again.trials(1)] == plan
 
 
-def test_a_study_is_the_same_in_another_process(tmp_path):
-    here = names(study_of(tmp_path / "here.db"))
-    code = (
-        "import sys; from pathlib import Path; from tests.search.test_study import names, study_of; "
-        "print(*names(study_of(Path(sys.argv[1]))))"
-    )
-    there = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "there.db")], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert there.stdout.split() == here
-    assert names(study_of(tmp_path / "other.db", seed=2)) != here
+def test_what_a_killed_run_left_running_is_proposed_again(tmp_path):
+    study = opened(tmp_path)
+    study._sampler.enqueue([MEASURED[0]])
+    study._study.ask(fixed_distributions=dict(sampler().infer_relative_search_space(None, None)))
+    study.close()
+    again, meter = opened(tmp_path), Meter()
+    again.measure(0, MEASURED[:1], "random", meter)
+    assert meter.asked == [(MEASURED[0], "random")]
+    assert again.trials(0) == [(MEASURED[0], "random")]
 
 
-def test_a_finished_study_is_read_and_not_run(tmp_path):
-    first_told, second_told = [], []
-    first = study_of(tmp_path / "study.db", told=first_told)
-    assert study_of(tmp_path / "study.db", told=second_told) == first
-    assert (len(first_told), second_told) == (6, [])
+def test_a_study_made_from_other_things_starts_anew(tmp_path):
+    study = opened(tmp_path)
+    study.measure(0, MEASURED[:2], "random", Meter())
+    study.finish_round({"round": 1})
+    study.close()
+    other = opened(tmp_path, made_from="elsewhere")
+    assert other.trials(0) == []
+    assert other.records == []
 
 
-@pytest.mark.parametrize("change", [{"seed": 2}, {"trials": 5}, {"seen": ["0123"]}, {"candidates": 32}])
-def test_a_study_of_other_settings_is_run_again(tmp_path, change):
-    study_of(tmp_path / "study.db")
-    told = []
-    study_of(tmp_path / "study.db", told=told, **change)
-    assert len(told) == change.get("trials", 6)
+def test_a_file_that_is_no_study_is_refused(tmp_path):
+    (tmp_path / "study.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(RunFolderError, match=r"intact SQLite file, but .* delete it, it is made anew"):
+        opened(tmp_path)
 
 
-def test_an_interrupted_study_starts_over(tmp_path):
-    undisturbed = study_of(tmp_path / "whole.db")
-
-    class Killed(BaseException):
-        pass
-
-    done = []
-
-    def kill(_):
-        done.append(1)
-        if len(done) == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run_study(tmp_path / "study.db", "round-1", sampler(), SPACE, score, 6, kill)
-    told = []
-    assert study_of(tmp_path / "study.db", told=told) == undisturbed
-    assert len(told) == 6
-
-
-def test_optuna_opens_the_file_and_reads_every_choice(tmp_path):
-    found = study_of(tmp_path / "study.db")
-    study = optuna.load_study(study_name="round-1", storage=f"sqlite:///{tmp_path / 'study.db'}")
-    assert len(study.trials) == 6
-    assert study.best_trial.user_attrs["fingerprint"] == found[0].fingerprint
-    assert study.best_trial.value == pytest.approx(score(SPACE.encode(found[:1]))[0])
-    assert sorted(study.best_trial.params) == sorted(parameter_names(SPACE))
-    assert study.best_trial.params["02.mlp"] == str(found[0].layers[2].mlp_width)
-
-
-def test_choices_have_distinct_labels():
-    assert label(Choice(768)) == "768"
-    assert label(Choice(768, 0.5)) == "768 at 50 %"
-    for name, options in distributions(SPACE).items():
-        assert len(set(options.choices)) == len(options.choices), name
-
-
-def test_a_space_that_was_all_seen_repeats_instead_of_failing(tmp_path):
-    class Everything(set):
-        def __contains__(self, _):
-            return True
-
-    every = sampler()
-    every._seen = type("All", (), {"__or__": lambda *_: Everything(), "__iter__": lambda _: iter(())})()
-    near, [found] = run_study(tmp_path / "study.db", "round-1", every, SPACE, score, 1)
-    assert near == []
-    assert SPACE.allows(found)
+def test_values_and_order_survive(tmp_path):
+    study = opened(tmp_path)
+    rng = np.random.default_rng(0)
+    order = [draw(6, 3)[index] for index in rng.permutation(6)]
+    study.measure(0, order, "random", Meter())
+    study.close()
+    with sqlite3.connect(tmp_path / "study.db") as connection:
+        states = {row[0] for row in connection.execute("SELECT state FROM trials")}
+    assert states == {"COMPLETE"}
+    assert [architecture for architecture, _ in opened(tmp_path).trials(0)] == order

@@ -1,0 +1,201 @@
+"""Our own strategy: learn from measured pairs, search on the predictor, measure what it promises, by rounds.
+
+    prior -> first pairs -> [ slopes -> fit -> refine -> plan -> measure ] x rounds
+
+Rounds end by their number, by the tokens, or when what they are expected to gain cannot be told from nothing.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from evaluator import difference
+from predictor import AccuracyPredictor, Refinement, refine
+from search import selection
+from search.job import Run
+from search.objective import Elsewhere, predictor_score
+from search.proposals import evolve, prior_architectures, rounding_architectures
+from search.sampler import ArchitectureSampler, Knowledge
+from search.study import ArchitectureStudy
+from space import Architecture, PredictorError
+
+_KEPT_INSIDE = 8  # best measured that no refinement may cut away
+_GENERATIONS = 30  # by which the architectures are found that refining asks about
+_MOST_EXTRA_BATCHES = 3  # times that more pairs are measured for a predictor that fails its gate
+_RIVALS = 8  # best measured, whose distances from the very best tell the error of a comparison
+_PATIENCE = 2  # rounds in a row that promise too little: one may have planned badly
+
+_FIRST_PAIRS = {
+    "random": "Measuring random samples",
+    "profile": "Measuring smooth profiles",
+    "allocated": "Measuring near the baselines",
+    "guided": "Measuring near the prior's best",
+}
+
+
+def predicted(run: Run, tokens: float) -> None:
+    """Measure what a predictor promises until its rounds are over, promise nothing more, or the tokens are used up.
+
+    Args:
+        run: the run at work; what each round reached is in its `rounds` in the end.
+        tokens: that it may have spent in the end.
+    """
+    settings = run.config.search
+    singles = prior_architectures(run.space)
+    if run.evaluator.dense.dtype != "float32":
+        singles += rounding_architectures(run.space)
+    run.measure("Measuring each sub-block alone", singles, "prior")
+    sampler = ArchitectureSampler(run.space, run.config.seed, settings.candidates, settings.generations, settings.picks)
+    study = ArchitectureStudy(run.folder.study_file, run.space, sampler, _made_from(run))
+    try:
+        _search(run, study, sampler, tokens)
+    finally:
+        study.close()
+
+
+def _made_from(run: Run) -> str:
+    """Return a fingerprint of what the study depends on beside the pairs."""
+    content = f"{run.protocol} {run.config.seed} {run.config.search} {run.space.choices} {run.space.budgets}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _search(run: Run, study: ArchitectureStudy, sampler: ArchitectureSampler, tokens: float) -> None:
+    _measure_first_pairs(run, study, run.config.seed)
+    finished = study.records
+    if finished:  # more than the first pairs, where a gate asked for them
+        _replay(run, study, 0)
+    for number in range(1, run.config.search.rounds + 1):
+        run.take_slopes()
+        if number <= len(finished):
+            _replay(run, study, number)
+            run.rounds.append(finished[number - 1])
+        elif run.spent >= tokens:
+            return
+        else:
+            predictor = run.fit() if number > 1 else _fit_past_gate(run, study)
+            record = _round(run, study, sampler, number, predictor)
+            run.rounds.append(record)
+            study.finish_round(record)
+        if _is_over(run):
+            return
+
+
+def _replay(run: Run, study: ArchitectureStudy, number: int) -> None:
+    """Take up what a round measured before the run was stopped."""
+    for architecture, origin in study.trials(number):
+        run.score([architecture], origin)
+
+
+def _measure_first_pairs(run: Run, study: ArchitectureStudy, seed: int) -> None:
+    """Measure what the predictor learns from before it is asked: at random, smooth, and near the prior's best."""
+    prior = run.elsewhere().expected
+    for origin, chosen in selection.first_pairs(run.space, prior, run.baselines, run.config.search, seed).items():
+        _measure(run, study, 0, _FIRST_PAIRS[origin], chosen, origin)
+
+
+def _measure(
+    run: Run, study: ArchitectureStudy, number: int, title: str, planned: Sequence[Architecture], origin: str
+) -> None:
+    def measure(architecture: Architecture, why: str) -> float:
+        [pair] = run.score([architecture], why)
+        return pair.measurement.kl
+
+    with run.reporter.stage(title, len(planned), "architectures") as advance:
+        study.measure(number, planned, origin, measure, advance)
+
+
+def _round(
+    run: Run, study: ArchitectureStudy, sampler: ArchitectureSampler, number: int, predictor: AccuracyPredictor
+) -> dict[str, Any]:
+    """Plan a round and measure it; return what it reached."""
+    settings, elsewhere = run.config.search, run.elsewhere()
+    space = run.space
+    if settings.refine:
+        run.refinement = _refine(run, number, predictor, elsewhere)
+        space = run.refinement.space
+    error = _comparison_error(run)
+    with run.reporter.stage(f"Round {number}: searching", 1, "plans") as advance:
+        sampler.learn(Knowledge(predictor, space, elsewhere))
+        plan = study.plan(number)
+        advance(1)
+    picks = [architecture for architecture, _ in plan]
+    expected = elsewhere.expect(run.pairs)
+    averaged = selection.averages_of(expected, run.space, settings.averages, [run.config.seed, 4, number])
+    averaged = [each for each in averaged if each not in picks]
+    _measure(run, study, number, f"Round {number}: measuring the best", picks, "searched")
+    _measure(run, study, number, f"Round {number}: measuring averages", averaged, "averaged")
+    record = {
+        "round": number,
+        "pairs": predictor.quality.pairs,
+        "kendall_tau": predictor.quality.kendall_tau,
+        "regressor": predictor.quality.regressor,
+        "space_log10": round(space.size_log10, 2),
+        "expected_gain": float(sum(improvement for _, improvement in plan)),
+        "comparison_error": error,
+        "best_kl": run.lowest().measurement.kl,
+    }
+    run.reporter.say(
+        f"Round {number}: best KL {record['best_kl']:.4f} of 10^{space.size_log10:.0f} architectures, held-out Kendall "
+        f"tau {record['kendall_tau']:.2f} on {record['pairs']} pairs; a gain of {record['expected_gain']:.2%} was "
+        f"expected, a comparison errs by {error:.2%}"
+    )
+    return record
+
+
+def _comparison_error(run: Run) -> float:
+    """Return the standard error of comparing good architectures on the search text, as a share of their KL."""
+    best = selection.lowest(run.pairs, run.space, 1 + _RIVALS)
+    by_architecture = {pair.architecture: pair.measurement for pair in run.pairs}
+    first, *others = (by_architecture[each] for each in best)
+    if not others or first.kl <= 0:
+        return 0.0
+    return float(np.median([difference(other, first).kl_standard_error for other in others]) / first.kl)
+
+
+def _is_over(run: Run) -> bool:
+    """Say whether the last rounds promised less than a comparison errs by, all that they measured taken together."""
+    last = run.rounds[-_PATIENCE:]
+    if len(last) < _PATIENCE or any(each["expected_gain"] > each["comparison_error"] for each in last):
+        return False
+    run.reporter.say(
+        f"After {len(run.rounds)} rounds a further one is expected to gain less than a comparison of two architectures "
+        "errs by: the search ends here"
+    )
+    return True
+
+
+def _refine(run: Run, number: int, predictor: AccuracyPredictor, elsewhere: Elsewhere) -> Refinement:
+    """Cut away what cannot be in a good model; the best measured stay inside."""
+    rng = np.random.default_rng([run.config.seed, 7, number])
+    good = evolve(run.space, predictor_score(run.space, predictor, elsewhere), rng, generations=_GENERATIONS)
+    best = selection.lowest(run.pairs, run.space, _KEPT_INSIDE)
+    return refine(predictor, run.space, good, run.space.encode(best), rng)
+
+
+def _fit_past_gate(run: Run, study: ArchitectureStudy) -> AccuracyPredictor:
+    """Fit, and measure more pairs while there are too few or the predictor ranks held-out ones below the gate."""
+    gate = run.config.search.gate
+    for extra in range(1, _MOST_EXTRA_BATCHES + 1):
+        predictor = _try_fit(run)
+        if predictor and predictor.quality.kendall_tau >= gate:
+            return predictor
+        tau = f"Held-out Kendall tau {predictor.quality.kendall_tau:.2f} is below {gate:.2f}" if predictor else None
+        run.reporter.say(f"{tau or 'There are too few different pairs'}: measuring more pairs first")
+        _measure_first_pairs(run, study, run.config.seed + 1000 * extra)
+    predictor = run.fit()
+    if predictor.quality.kendall_tau < gate:
+        run.reporter.say(
+            f"The predictor stays below its gate ({predictor.quality.kendall_tau:.2f}); its proposals are measured "
+            "for real all the same"
+        )
+    return predictor
+
+
+def _try_fit(run: Run) -> AccuracyPredictor | None:
+    """Return a predictor, or none where a small space had few different pairs to draw."""
+    try:
+        return run.fit()
+    except PredictorError:
+        return None
