@@ -142,7 +142,7 @@ def damages_drawing(learned: Mapping[str, Any]) -> Drawing:
 
 def refinement_drawing(best: Mapping[str, Any]) -> Drawing | None:
     """Draw which widths of each layer the predictor left in the space, or None where nothing was refined."""
-    refinement = best["learned"]["refinement"]
+    refinement = best["learned"].get("refinement")
     if refinement is None:
         return None
     columns = refinement["columns"]

@@ -93,14 +93,15 @@ def render_report(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> str:
     winner = Architecture.from_dict(best["architecture"])
     tau = best["quality"].get("kendall_tau")
     quality = f" (held-out Kendall tau {tau:.2f})" if tau is not None else ""
+    learned = best["learned"]  # nothing where too little was measured for a predictor
     drawings: list[tuple[str, str, Drawing | None, str]] = [
         ("pareto", "Cost against loss", pareto_drawing(best, pairs), _PARETO_NOTE),
         ("prediction", f"Predicted against measured{quality}", prediction_drawing(pairs), HELD_OUT),
         ("layers", "What was kept of each layer", layers_drawing(best), _LAYERS_NOTE + _layer_table(best, winner)),
-        ("damages", "Why: what each layer costs the winner", damages_drawing(best["learned"]), ""),
+        ("damages", "Why: what each layer costs the winner", damages_drawing(learned) if learned else None, ""),
         ("refinement", "What the search was refined to", refinement_drawing(best), ""),
         ("rounds", "Progress over rounds", rounds_drawing(best), ""),
-        ("curve", "Would more pairs pay?", curve_drawing(best["learned"]), _regressors(best["quality"])),
+        ("curve", "Would more pairs pay?", curve_drawing(learned) if learned else None, _regressors(best["quality"])),
     ]
     figures = "\n".join(_figure(name, head, shown, note) for name, head, shown, note in drawings if shown)
     lead = escape(headline(best)).replace(" ± ", "&nbsp;±&nbsp;").replace(" %", "&nbsp;%")

@@ -17,8 +17,8 @@ def best_record(
     everyone: Mapping[str, Architecture],
     measured: Mapping[str, Mapping[str, Measurement]],
     plain: Mapping[str, tuple[Architecture, Measurement]],
-    predictor: AccuracyPredictor,
-    unseen: Prediction,
+    predictor: AccuracyPredictor | None,
+    unseen: Prediction | None,
     rounds: Sequence[Mapping[str, Any]],
     learned: Mapping[str, Any],
     wall_seconds: float,
@@ -33,8 +33,8 @@ def best_record(
         everyone: the baselines and, as `winner`, the winner.
         measured: by split, then by name in `everyone`.
         plain: baselines without the criterion's update, on the report text.
-        predictor: the last one fitted.
-        unseen: of the winner, by a predictor that never saw it.
+        predictor: the last one fitted; None where too little was measured for one.
+        unseen: of the winner, by a predictor that never saw it; None without a predictor.
         rounds: what each round reached.
         learned: what the predictor learned, see `search.learned`.
         wall_seconds: of this process and of what earlier ones measured for the run.
@@ -53,15 +53,7 @@ def best_record(
         "fingerprint": winner.fingerprint,
         "cost": cost_of(layout, winner).to_dict(),
         "dense_cost": cost_of(layout, Architecture.dense(layout)).to_dict(),
-        "predicted": {
-            "target": predictor.target.title,
-            "value": float(unseen.value[0]),
-            "lower": float(unseen.lower[0]),
-            "upper": float(unseen.upper[0]),
-            "standard_error": predictor.quality.rmse_log * float(unseen.value[0]),
-            "tokens": judge.protocol("search").tokens,
-            "protocol": predictor.protocol,
-        },
+        "predicted": _predicted(predictor, unseen, judge) if predictor and unseen else None,
         "measured": {split: rows["winner"].to_dict() for split, rows in measured.items()},
         "baselines": {
             name: {
@@ -89,7 +81,7 @@ def best_record(
             }
             for name, (architecture, measurement) in plain.items()
         },
-        "quality": predictor.quality.to_dict(),
+        "quality": predictor.quality.to_dict() if predictor else {},
         "rounds": list(rounds),
         "learned": dict(learned),
         "texts": {
@@ -102,7 +94,19 @@ def best_record(
     }
 
 
-def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredictor) -> list[PairRow]:
+def _predicted(predictor: AccuracyPredictor, unseen: Prediction, judge: Evaluator) -> dict[str, Any]:
+    return {
+        "target": predictor.target.title,
+        "value": float(unseen.value[0]),
+        "lower": float(unseen.lower[0]),
+        "upper": float(unseen.upper[0]),
+        "standard_error": predictor.quality.rmse_log * float(unseen.value[0]),
+        "tokens": judge.protocol("search").tokens,
+        "protocol": predictor.protocol,
+    }
+
+
+def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredictor | None) -> list[PairRow]:
     """Return measured pairs for the report, each with what cross-validation predicted of it without having seen it.
 
     Single changes are what the prior is made of, of where slopes were taken the features know the measurement, and the
@@ -111,11 +115,12 @@ def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredicto
     Args:
         pairs: what the predictor was fitted on.
         layout: the dense model.
-        predictor: as fitted, not as loaded.
+        predictor: as fitted, not as loaded; None where too little was measured for one.
     """
     rows = []
+    held_out = predictor.held_out if predictor else {}
     for pair in pairs:
-        told, lower, upper = predictor.held_out.get(pair.architecture.fingerprint, (None, None, None))
+        told, lower, upper = held_out.get(pair.architecture.fingerprint, (None, None, None))
         rows.append(
             PairRow(
                 fingerprint=pair.architecture.fingerprint,

@@ -144,9 +144,10 @@ def _search(run: Run, started: float) -> dict[str, Any]:
     search_by(run)
     baselines = run.baselines | _best_random(run)
     champion = _final(run)
-    _measure_frontier(run, run.fit())
-    predictor = run.fit()
-    save_predictors(run.folder, run.space, run.pairs, predictor)
+    if predictor := _fitted(run):
+        _measure_frontier(run, predictor)
+        predictor = run.fit()
+        save_predictors(run.folder, run.space, run.pairs, predictor)
     everyone = {**baselines, "winner": champion}
     measured = {split: _measure_all(run, everyone, split) for split in ("search", "validate", "report")}
     best = best_record(
@@ -157,9 +158,9 @@ def _search(run: Run, started: float) -> dict[str, Any]:
         measured,
         _measure_plain(run, baselines),
         predictor,
-        _unseen(run, champion, predictor),
+        _unseen(run, champion, predictor) if predictor else None,
         run.rounds,
-        learned_record(predictor, run.pairs, champion, run.refinement),
+        learned_record(predictor, run.pairs, champion, run.refinement) if predictor else {},
         time.perf_counter() - started,
         describe_environment(run.evaluator.dense, run.agreement),
     )
@@ -168,6 +169,15 @@ def _search(run: Run, started: float) -> dict[str, Any]:
     # Last, since its presence says that the run is finished.
     write_json(run.folder.best_file, best)
     return best
+
+
+def _fitted(run: Run) -> AccuracyPredictor | None:
+    """Return a predictor of what was measured, or none where that is too little; a search by others needs none."""
+    try:
+        return run.fit()
+    except PredictorError as error:
+        run.reporter.say(f"This run has no predictor: {error}")
+        return None
 
 
 def _unseen(run: Run, winner: Architecture, predictor: AccuracyPredictor) -> Prediction:

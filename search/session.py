@@ -130,8 +130,12 @@ def rewrite_report(run: RunFolder) -> Path:
         RunFolderError: the run is not finished or is damaged.
         PredictorError: its pairs cannot carry a predictor.
     """
-    predictor, pairs = _fitted(run, None)
-    return write_report(run.path, run.best(), pair_rows(pairs, run.layout(), predictor))
+    best = run.best()
+    if best["quality"]:
+        predictor, pairs = _fitted(run, None)
+        return write_report(run.path, best, pair_rows(pairs, run.layout(), predictor))
+    _, pairs, _ = _search_pairs(run)
+    return write_report(run.path, best, pair_rows(pairs, run.layout(), None))
 
 
 def _fitted(run: RunFolder, seed: int | None) -> tuple[AccuracyPredictor, list[Pair]]:

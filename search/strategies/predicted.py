@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from evaluator import difference
-from predictor import AccuracyPredictor, Refinement, refine
+from predictor import FEWEST_PAIRS, AccuracyPredictor, Refinement, refine
 from search import selection
 from search.job import Run
 from search.objective import Elsewhere, predictor_score
 from search.proposals import evolve, prior_architectures, rounding_architectures
 from search.sampler import ArchitectureSampler, Knowledge
 from search.study import ArchitectureStudy
-from space import Architecture, PredictorError
+from space import Architecture, PredictorError, SettingError
 
 _KEPT_INSIDE = 8  # best measured that no refinement may cut away
 _GENERATIONS = 30  # by which the architectures are found that refining asks about
@@ -184,6 +184,12 @@ def _fit_past_gate(run: Run, study: ArchitectureStudy) -> AccuracyPredictor:
         tau = f"Held-out Kendall tau {predictor.quality.kendall_tau:.2f} is below {gate:.2f}" if predictor else None
         run.reporter.say(f"{tau or 'There are too few different pairs'}: measuring more pairs first")
         _measure_first_pairs(run, study, run.config.seed + 1000 * extra)
+    if len(study.trials(0)) < FEWEST_PAIRS:
+        raise SettingError(
+            f"A search space must hold {FEWEST_PAIRS} or more architectures on the budget for a predictor to learn "
+            f"from, but {len(study.trials(0))} were found; allow more (width_step, whole_blocks), or search with "
+            "search.strategy=random, which measures them all."
+        )
     predictor = run.fit()
     if predictor.quality.kendall_tau < gate:
         run.reporter.say(

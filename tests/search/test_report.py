@@ -407,6 +407,8 @@ def test_prediction_plot_counts_intervals(pairs: list[PairRow]) -> None:
 def test_a_run_without_rounds_predictions_or_rank_has_a_page(best: dict[str, Any]) -> None:
     bare = {**best, "rounds": [], "quality": {}, "predicted": None}
     assert rounds_drawing(bare) is None
+    unlearned = render_report({**bare, "learned": {}}, [])
+    assert len([attrs for attrs in Page(unlearned).of("div") if attrs.get("role") == "img"]) == 2
     assert len([attrs for attrs in Page(render_report(bare, [])).of("div") if attrs.get("role") == "img"]) == 5
     first = rounds_drawing({**best, "rounds": [{"round": 1, "pairs": 9, "kendall_tau": None, "best_kl": 0.4}]})
     assert isinstance(first, Drawing)
