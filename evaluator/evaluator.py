@@ -22,6 +22,8 @@ from evaluator.splits import Texts
 from evaluator.store import PairStore
 from space import Architecture, Choice, Criterion
 
+_POLL_SECONDS = 0.2  # between looks at what other processes measure
+
 
 class Evaluator:
     """Measures pruned versions of one dense model under fixed texts and one criterion.
@@ -128,15 +130,40 @@ class Evaluator:
         for architecture in architectures:
             architecture.check(self.dense.layout)
         protocol = self.protocol(split)
-        results = []
-        for architecture in architectures:
-            measurement = self.store.find(architecture, protocol)
-            if measurement is None:
-                measurement = self._measure(architecture, split, protocol)
-                self.store.add(architecture, measurement, protocol, origin)
-            results.append(measurement)
-            progress(1)
-        return results
+        found: dict[Architecture, Measurement] = {}
+        waiting = list(dict.fromkeys(architectures))
+        while waiting:
+            elsewhere = []  # another process measures it at this moment
+            for architecture in waiting:
+                measurement = self._measure_once(architecture, split, protocol, origin)
+                if measurement is None:
+                    elsewhere.append(architecture)
+                else:
+                    found[architecture] = measurement
+                    progress(1)
+            if elsewhere:
+                time.sleep(_POLL_SECONDS)
+            waiting = elsewhere
+        progress(len(architectures) - len(found))  # what was asked for twice
+        return [found[architecture] for architecture in architectures]
+
+    def _measure_once(
+        self, architecture: Architecture, split: str, protocol: Protocol, origin: str
+    ) -> Measurement | None:
+        """Return the measurement in the store, or measure and keep it; none while another process measures it."""
+        known = self.store.find(architecture, protocol)
+        if known is not None:
+            return known
+        if not self.store.claim(architecture, protocol):
+            return None
+        try:
+            # Between the look and the claim another process may have finished.
+            if (known := self.store.find(architecture, protocol)) is None:
+                known = self._measure(architecture, split, protocol)
+                self.store.add(architecture, known, protocol, origin)
+            return known
+        finally:
+            self.store.release(architecture, protocol)
 
     def slopes(
         self,

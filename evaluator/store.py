@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -59,6 +62,17 @@ _slopes = sa.Table(
     sa.Column("wall_seconds", sa.Float, nullable=False),
     sa.UniqueConstraint("fingerprint", "protocol", "choices"),
 )
+_claims = sa.Table(
+    "claims",
+    _metadata,
+    sa.Column("fingerprint", sa.String(16), nullable=False),
+    sa.Column("protocol", sa.String(16), nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),  # host:process
+    sa.Column("claimed_at", sa.Float, nullable=False),  # seconds since the epoch
+    sa.UniqueConstraint("fingerprint", "protocol"),
+)
+# After so long a claim of another machine is taken for forgotten; one of this machine ends with its process.
+_FORGOTTEN_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +158,29 @@ class PairStore:
             if self.find(architecture, protocol) is None:
                 raise
 
+    def claim(self, architecture: Architecture, protocol: Protocol) -> bool:
+        """Say that this process measures an architecture now, so that no other does; false if another said so before.
+
+        A claim ends when the pair is added, when it is released, or with the process that made it.
+        """
+        key = {"fingerprint": architecture.fingerprint, "protocol": protocol.fingerprint}
+        mine = {"owner": f"{socket.gethostname()}:{os.getpid()}", "claimed_at": time.time()}
+        with self._engine.begin() as connection:
+            if connection.execute(_claims.insert().prefix_with("OR IGNORE").values(**key, **mine)).rowcount:
+                return True
+            held = connection.execute(sa.select(_claims).filter_by(**key)).one_or_none()
+            if held is None or (held.owner != mine["owner"] and not _forgotten(held.owner, held.claimed_at)):
+                return False
+            again = _claims.update().filter_by(**key, owner=held.owner, claimed_at=held.claimed_at).values(**mine)
+            return bool(connection.execute(again).rowcount)
+
+    def release(self, architecture: Architecture, protocol: Protocol) -> None:
+        """Give a claim back; without one nothing happens."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                _claims.delete().filter_by(fingerprint=architecture.fingerprint, protocol=protocol.fingerprint)
+            )
+
     def find_slopes(
         self, architecture: Architecture, protocol: Protocol, choices: Sequence[Sequence[Choice]]
     ) -> Slopes | None:
@@ -216,6 +253,20 @@ class PairStore:
     def close(self) -> None:
         """Release the file."""
         self._engine.dispose()
+
+
+def _forgotten(owner: str, claimed_at: float) -> bool:
+    """Whether nobody works on a claim any more."""
+    host, _, process = owner.rpartition(":")
+    if host != socket.gethostname():
+        return time.time() - claimed_at > _FORGOTTEN_SECONDS
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _fingerprint(choices: Sequence[Sequence[Choice]]) -> str:

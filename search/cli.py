@@ -14,7 +14,8 @@ import typer
 import yaml
 from rich.console import Console
 
-from search.config import load_config
+from search.another_budget import answer, begin_from, config_of, told_in_words
+from search.config import RunConfig, load_config
 from search.folder import RunFolder
 from search.progress import Reporter
 from space import Architecture, Layout, SearchSpace, SecateurError, SettingError, cost_of
@@ -64,22 +65,60 @@ def run(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting as KEY=VALUE, e.g. search.rounds=6; repeatable.")
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run of the same model under another budget: its predictor answers at once, and what it "
+            "measured is not measured again."
+        ),
+    ] = None,
+    predict_only: Annotated[
+        bool, typer.Option("--predict-only", help="With --resume: answer and measure nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Search, measure, report and export the best pruned model.
 
     A run that was stopped goes on with the same command and measures nothing twice.
     """
-    from search.report import print_report
-    from search.run import run_search
-
     given = {"model": model, "budget": budget, "text.source": text, "text.report": report_text, "seed": seed}
     overrides = {key: value for key, value in given.items() if value is not None}
     overrides.update(_parse_settings(setting or []))
-    settings = load_config(config, overrides)
-    folder = out or Path("runs") / _folder_name(settings.model, settings.budget)
-    reporter = Reporter()
-    best = run_search(settings, folder, reporter)
+    if predict_only and resume is None:
+        raise SettingError("--predict-only needs a predictor to ask, but there is no --resume RUN; add it.")
+    if resume is None:
+        settings = load_config(config, overrides)
+        folder = out or Path("runs") / _folder_name(settings.model, settings.budget)
+    else:
+        if config is not None:
+            raise SettingError(
+                "--resume takes the settings of the run that it resumes, but --config was given; leave it out."
+            )
+        settings, folder, told = _answered(RunFolder(resume), out, overrides, quiet=as_json)
+        if predict_only:
+            if as_json:
+                _print_json(told)
+            return
+        begin_from(RunFolder(resume), RunFolder(folder), settings, told)
+    _run(settings, folder, as_json)
+
+
+def _answered(
+    old: RunFolder, out: Path | None, overrides: dict[str, Any], quiet: bool
+) -> tuple[RunConfig, Path, dict[str, Any]]:
+    """Answer a new budget on an old run; return the settings and the folder of a run under it, and the answer."""
+    settings = config_of(old, overrides)
+    told = answer(old, settings)
+    if not quiet:
+        Console().print(told_in_words(told), soft_wrap=True, highlight=False)
+    return settings, out or old.path.with_name(_folder_name(settings.model, settings.budget)), told
+
+
+def _run(settings: RunConfig, folder: Path, as_json: bool) -> None:
+    from search.report import print_report
+    from search.run import run_search
+
+    best = run_search(settings, folder, Reporter())
     if as_json:
         _print_json({"run": str(folder), **best})
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from space import Architecture, Budget, Cost, RunFolderError
+from space import METRICS, Architecture, Budget, Cost, Indices, RunFolderError, SearchSpace, cost_of
 
 FORMAT = 3  # of best.json
 DASH = "–"
@@ -197,3 +197,33 @@ def duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, left = divmod(rest, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What an architecture keeps of the dense model in one metric, and whether that is within the budget on it."""
+
+    metric: str
+    share: float
+    budget: Budget | None
+    within: bool
+
+    def __str__(self) -> str:
+        text = f"{100 * self.share:.1f} % of the dense model's {METRIC_NAMES[self.metric]}"
+        return f"{text}, {'within' if self.within else 'over'} the budget ({self.budget})" if self.budget else text
+
+
+def kept_shares(space: SearchSpace, indices: Indices) -> list[Kept]:
+    """Return what an encoded architecture (1, columns) keeps by each budget's metric; of parameters without a budget.
+
+    Budgets alone are asked, since a space may refuse more than what is over a budget.
+    """
+    dense = cost_of(space.layout, Architecture.dense(space.layout))
+    if not space.budgets:
+        parameters = float(space.costs(indices)[0, METRICS.index("parameters")])
+        return [Kept("parameters", parameters / dense.parameters, None, True)]
+    costs = space.budget_costs(indices)[0].tolist()
+    return [
+        Kept(budget.metric, cost / getattr(dense, budget.metric), budget, cost <= limit)
+        for budget, cost, limit in zip(space.budgets, costs, space.limits.tolist(), strict=True)
+    ]

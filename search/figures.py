@@ -35,6 +35,7 @@ ROUNDING = 1e-5
 # How each kind of pair is drawn: legend, colour, symbol; the first are drawn first, under the others.
 _KINDS = {
     "prior": ("one sub-block changed", GREY, "circle"),
+    "earlier": ("run that was resumed", GREY, "cross"),
     "random": ("random", BLUE, "circle"),
     "profile": ("smooth over depth", BLUE, "triangle-down"),
     "allocated": ("near a baseline", PURPLE, "triangle-down"),

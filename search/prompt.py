@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from predictor import AccuracyPredictor, sub_block_damages, what_if
-from space import GENES, Architecture, SearchSpace, SecateurError, cost_of
+from search.comparison import kept_shares
+from space import GENES, Architecture, SearchSpace, SecateurError
 
 HELP = """3.mlp_width=768 7.kv_groups=2   change genes (kv_groups, mlp_width, attention_sparsity, mlp_sparsity)
 what 3.mlp_width                what each value of one gene would do
@@ -81,12 +82,8 @@ class Prompt:
             value, lower, upper = (float(part[0]) for part in (told.value, told.lower, told.upper))
             against = f", {100 * (value / start - 1):+.1f} % against the start" if start else ""
             found.append(f"{predictor.target.shown} {value:.4g} (90 % interval {lower:.4g} to {upper:.4g}{against})")
-        indices = self._space.encode([self.architecture])
-        cost = cost_of(self._space.layout, self.architecture)
-        dense = cost_of(self._space.layout, Architecture.dense(self._space.layout))
-        fits = "within" if self._space.within(indices)[0] else "over"
-        share = cost.parameters / dense.parameters
-        return f"{', '.join(found)}, {share:.1%} of the decoder's parameters, {fits} the budget"
+        kept = kept_shares(self._space, self._space.encode([self.architecture]))
+        return ", ".join([*found, *map(str, kept)])
 
     def _why(self) -> str:
         shares = sub_block_damages(self._predictor, self.architecture)

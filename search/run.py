@@ -31,6 +31,7 @@ from evaluator import (
 from evaluator import prepare_texts as make_texts
 from predictor import AccuracyPredictor, Prediction
 from search import selection
+from search.another_budget import EARLIER
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig
 from search.environment import describe_environment
@@ -140,6 +141,8 @@ def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
 
 
 def _search(run: Run, started: float) -> dict[str, Any]:
+    # What a run under another budget measured, where this one resumes it.
+    run.pairs += run.evaluator.store.pairs(run.protocol, [EARLIER])
     run.measure("Measuring baselines", list(run.baselines.values()), "baseline")
     search_by(run)
     baselines = run.baselines | _best_random(run)

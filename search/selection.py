@@ -31,9 +31,10 @@ def first_pairs(
 ) -> dict[str, list[Architecture]]:
     """Return what the predictor is first fitted on, by origin.
 
-    Four kinds, each seeing what the others do not: `random` covers the budget surface and is the honest baseline of a
-    search; `profile` varies smoothly with depth, the uniform baselines among them; `allocated` are the other baselines,
-    as the space can have them; `guided` lies around the additive prior's optima, from very near to far.
+    Four kinds, each seeing what the others do not: `guided` lies around the additive prior's optima, from very near to
+    far, and comes first, so that a search that is cut short has something to show; `random` covers the budget surface
+    and is the honest baseline of a search; `profile` varies smoothly with depth, the uniform baselines among them;
+    `allocated` are the other baselines, as the space can have them.
 
     Args:
         space: the search space.
@@ -43,15 +44,16 @@ def first_pairs(
         seed: of all draws.
     """
     rngs = [np.random.default_rng([seed, stream]) for stream in (1, 2, 3, 6)]
-    found = {"random": sample(space, settings.random_pairs, rngs[0])}
+    found = {}
+    if settings.guided_pairs:
+        found["guided"] = _around_optima(space, prior, settings.guided_pairs, rngs[2])
+    found["random"] = sample(space, settings.random_pairs, rngs[0])
     if settings.profile_pairs:
         fixed = [nearest(space, baselines[name], rngs[1]) for name in SMOOTH if name in baselines]
         drawn = profiles(space, settings.profile_pairs, rngs[1])
         found["profile"] = np.concatenate([*fixed, drawn])[: settings.profile_pairs]
     if uneven := [each for name, each in baselines.items() if name not in ("dense", *SMOOTH)]:
         found["allocated"] = np.concatenate([nearest(space, each, rngs[3]) for each in uneven])
-    if settings.guided_pairs:
-        found["guided"] = _around_optima(space, prior, settings.guided_pairs, rngs[2])
     known: set[str] = set()
     fresh = {}
     for origin, indices in found.items():

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from predictor import AccuracyPredictor
-from search.comparison import METRIC_NAMES
+from search.comparison import kept_shares
 from search.folder import RunFolder
 from space import (
-    METRICS,
     Architecture,
     ArchitectureError,
     Choice,
@@ -20,7 +19,6 @@ from space import (
     PredictorError,
     SearchSpace,
     SettingError,
-    cost_of,
 )
 
 if TYPE_CHECKING:
@@ -155,18 +153,8 @@ class Sliders:
 
     def _costs(self) -> list[str]:
         """Return a line for each budget, or one on the parameters where there is none."""
-        dense = cost_of(self._space.layout, Architecture.dense(self._space.layout))
-        if not self._space.budgets:
-            parameters = float(self._space.costs(self._indices)[0, METRICS.index("parameters")])
-            return [_share("parameters", parameters / dense.parameters)]
-        # Not `space.allows`, which asks for more than the budgets.
-        costs = self._space.budget_costs(self._indices)[0]
-        lines = []
-        for budget, cost, limit in zip(self._space.budgets, costs.tolist(), self._space.limits.tolist(), strict=True):
-            fits = "within" if cost <= limit else "<b>over</b>"
-            share = _share(budget.metric, cost / getattr(dense, budget.metric))
-            lines.append(f"{share}, {fits} the budget ({escape(str(budget))})")
-        return lines
+        shares = kept_shares(self._space, self._indices)
+        return [escape(str(each)).replace(", over ", ", <b>over</b> ") for each in shares]
 
 
 def open_sliders(run: str | Path | RunFolder) -> Sliders:
@@ -204,10 +192,6 @@ def _label(choice: Choice) -> str:
 
 def _zeros(choice: Choice) -> str:
     return f"{100 * choice.sparsity:.3g} %"
-
-
-def _share(metric: str, share: float) -> str:
-    return f"{100 * share:.1f} % of the dense model's {METRIC_NAMES[metric]}"
 
 
 def _change(value: float, start: float) -> str:
