@@ -154,7 +154,7 @@ class Sliders:
     def _costs(self) -> list[str]:
         """Return a line for each budget, or one on the parameters where there is none."""
         shares = kept_shares(self._space, self._indices)
-        return [escape(str(each)).replace(", over ", ", <b>over</b> ") for each in shares]
+        return [escape(str(each), quote=False).replace(", over ", ", <b>over</b> ") for each in shares]
 
 
 def open_sliders(run: str | Path | RunFolder) -> Sliders:

@@ -16,7 +16,8 @@ goes on where it was stopped, on another machine as well; strategies that are no
 | `perplexity_final` | on the report text with all tokens spent, mean over seeds, by strategy |
 | `perplexity_curve` | the same by share of the spending |
 | `tokens_to_match_evolution` | spent by ours when it is first as good as evolution in the end |
-| `gain_over_uniform` | 1 less perplexity by that of uniform pruning with the same criterion and update |
+| `gain_over_uniform` | 1 less perplexity by that of uniform pruning with the same criterion and update; by the least |
+| | influential blocks removed where whole blocks are searched |
 """
 
 import argparse
@@ -114,6 +115,8 @@ def prepare(name: str, seed: int, quick: bool) -> Bench:
         )
     space = config.search_space(dense.layout)
     baselines = fixed_allocations(space) | scored_allocations(space, judge.surgeon)
+    if space.whole_blocks:  # narrower layers are another kind of pruning
+        baselines = {name: each for name, each in baselines.items() if name == "dense" or space.allows(each)}
     return Bench(name, config, judge, baselines, files, TOKENS / 20 if quick else TOKENS)
 
 
@@ -148,12 +151,12 @@ def curve(bench: Bench, strategy: str) -> dict[str, Any]:
 
 
 def incumbent(trace: Sequence[Spent], run: Run, tokens: float) -> Architecture:
-    """Return the best on the whole search text that was measured within the tokens, uniform while there is none."""
+    """Return the best on the whole search text that was measured within the tokens, a baseline while there is none."""
     pairs = [each.pair for each in trace if each.tokens <= tokens and each.split == "search"]
-    fixed = {architecture for name, architecture in run.baselines.items() if name != "dense"}
+    fixed = [architecture for name, architecture in run.baselines.items() if name != "dense"]
     inside = [pair for pair in pairs if pair.architecture in fixed or run.space.allows(pair.architecture)]
     if not inside:
-        return run.baselines["uniform"]
+        return next(iter(fixed))
     return min(inside, key=lambda pair: pair.measurement.kl).architecture
 
 
@@ -187,7 +190,9 @@ def figures_of(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
             for name, own in curves.items()
             if "evolution" in curves
         },
-        "gain_over_uniform": {name: round(1 - value / fixed["uniform"], 4) for name, value in final.items()},
+        "gain_over_uniform": {
+            name: round(1 - value / fixed.get("uniform", fixed[best]), 4) for name, value in final.items()
+        },
     }
 
 

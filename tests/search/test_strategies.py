@@ -40,7 +40,7 @@ def asked(run):
 @pytest.mark.parametrize("whole_blocks", [False, True])
 def test_a_strategy_spends_its_tokens_within_the_budget(work, name, whole_blocks):
     run = work(**{"space.whole_blocks": whole_blocks})
-    STRATEGIES[name](run, 60 * TOKENS)
+    STRATEGIES[name](run, 40 * TOKENS)
     whole = [each.pair for each in run.trace if each.split == "search" and each.pair.origin != "prior"]
     assert len(whole) >= 4
     assert all(run.space.allows(pair.architecture) for pair in whole)
@@ -48,14 +48,14 @@ def test_a_strategy_spends_its_tokens_within_the_budget(work, name, whole_blocks
     assert run.trace[-1].tokens == run.spent
     if not whole_blocks:  # else there are few architectures, and all may have been measured
         most = {"evolution": 16 * 31 + 4 * 62}.get(name, 0) + TOKENS
-        assert 60 * TOKENS <= run.spent <= 60 * TOKENS + most
+        assert 40 * TOKENS <= run.spent <= 40 * TOKENS + most
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_same_seed_measures_the_same(work, name):
     first, again, other = work(), work(), work(seed=1)
     for run in (first, again, other):
-        STRATEGIES[name](run, 50 * TOKENS)
+        STRATEGIES[name](run, 35 * TOKENS)
     assert asked(first) == asked(again)
     assert first.spent == again.spent  # though all was in the store
     if name != "additive":  # which draws nothing
@@ -75,7 +75,7 @@ def test_evolution_never_gets_worse_and_beats_its_start(work):
 
 def test_additive_measures_the_lowest_sums_first(work):
     run = work()
-    STRATEGIES["additive"](run, 50 * TOKENS)
+    STRATEGIES["additive"](run, 40 * TOKENS)
     prior = additive_prior(run.space, run.pairs)
     scores = column_scores(run.space, prior)
     rows = sample(run.space, 50, np.random.default_rng(0))
