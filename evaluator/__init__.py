@@ -15,6 +15,7 @@ from evaluator.pruned_model import PRUNED
 from evaluator.slopes import Slopes
 from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts, text_to_write
 from evaluator.store import Pair, PairStore
+from evaluator.stream import Stream
 
 # Where secateur is installed its exports load without trust_remote_code.
 for _config, _model in PRUNED.values():
@@ -36,6 +37,7 @@ __all__ = [
     "Protocol",
     "Slopes",
     "SplitSizes",
+    "Stream",
     "Texts",
     "agreement_with_float32",
     "choose_dtype",

@@ -20,6 +20,7 @@ from evaluator.slopes import FORWARD_PASSES, Slopes
 from evaluator.slopes import slopes as slopes_of
 from evaluator.splits import Texts
 from evaluator.store import PairStore
+from evaluator.stream import Stream, gather_stream
 from space import Architecture, Choice, Criterion
 
 _POLL_SECONDS = 0.2  # between looks at what other processes measure
@@ -192,6 +193,16 @@ class Evaluator:
             known = replace(found, kl=measured.kl)
             seconds = time.perf_counter() - started
             self.store.add_slopes(known, protocol, choices, FORWARD_PASSES * protocol.tokens, seconds)
+        return known
+
+    def stream(self) -> Stream:
+        """Return how the dense model's residual stream moves on the search text, or what the store has of it."""
+        protocol = self.protocol("search")
+        known = self.store.stream(protocol.fingerprint)
+        if known is None:
+            self.surgeon.restore()
+            known = gather_stream(self.dense, self.texts.of("search"))
+            self.store.add_stream(known, protocol)
         return known
 
     def _measure(self, architecture: Architecture, split: str, protocol: Protocol) -> Measurement:

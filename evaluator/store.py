@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from evaluator.measurement import Measurement, Protocol
 from evaluator.slopes import Slopes
+from evaluator.stream import Stream
 from space import Architecture, Choice, RunFolderError
 
 _BLOCKS = np.dtype("<f4")
@@ -61,6 +62,12 @@ _slopes = sa.Table(
     sa.Column("tokens", sa.Integer, nullable=False),
     sa.Column("wall_seconds", sa.Float, nullable=False),
     sa.UniqueConstraint("fingerprint", "protocol", "choices"),
+)
+_streams = sa.Table(
+    "streams",
+    _metadata,
+    sa.Column("protocol", sa.String(16), sa.ForeignKey("protocols.fingerprint"), primary_key=True),
+    sa.Column("content", sa.Text, nullable=False),  # JSON
 )
 _claims = sa.Table(
     "claims",
@@ -221,6 +228,19 @@ class PairStore:
         query = sa.select(_slopes).where(_slopes.c.protocol == protocol).order_by(_slopes.c.id)
         with self._engine.connect() as connection:
             return [_slopes_of(row) for row in connection.execute(query).all()]
+
+    def stream(self, protocol: str) -> Stream | None:
+        """Return how the dense model's residual stream moves on the text of a protocol (its fingerprint), if known."""
+        with self._engine.connect() as connection:
+            query = sa.select(_streams.c.content).where(_streams.c.protocol == protocol)
+            content = connection.execute(query).scalar_one_or_none()
+        return None if content is None else Stream(**json.loads(content))
+
+    def add_stream(self, stream: Stream, protocol: Protocol) -> None:
+        """Keep a stream. One that is there already stays as it is."""
+        row = {"protocol": protocol.fingerprint, "content": json.dumps(asdict(stream))}
+        with self._engine.begin() as connection:
+            connection.execute(_streams.insert().prefix_with("OR IGNORE").values(row))
 
     def pairs(self, protocol: str, origins: Sequence[str] | None = None) -> list[Pair]:
         """Return the pairs of a protocol (its fingerprint) in the order they were measured."""

@@ -17,6 +17,7 @@ from predictor.quality import COVERAGE, CurvePoint, Quality, cross_validate, err
 from predictor.refinement import Refinement, refine
 from predictor.regressors import DEFAULT, REGRESSORS, Regressor
 from predictor.shrinkage import expect_elsewhere
+from predictor.stream import ResidualStream
 from predictor.tables import pairs_of_table, read_table
 from predictor.targets import Target
 
@@ -34,6 +35,7 @@ __all__ = [
     "Quality",
     "Refinement",
     "Regressor",
+    "ResidualStream",
     "Target",
     "choose_batch",
     "cross_validate",

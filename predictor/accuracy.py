@@ -19,6 +19,7 @@ from predictor.intervals import Intervals, Prediction, interval_around
 from predictor.prior import AdditivePrior
 from predictor.quality import COVERAGE, CurvePoint, HeldOut, Quality, cross_validate, learning_curve
 from predictor.regressors import REGRESSORS, Regressor
+from predictor.stream import ResidualStream
 from predictor.targets import Target
 from predictor.threads import one_thread
 from space import Architecture, Layout, PredictorError
@@ -45,6 +46,7 @@ class AccuracyPredictor:
         seed: of folds and models.
         few_tokens: whether architectures come with what they measured on few tokens.
         expansions: of measured architectures, what slopes taken there say of their surroundings.
+        stream: how the dense model's residual stream moves; None where that was not told.
     """
 
     layout: Layout
@@ -58,6 +60,7 @@ class AccuracyPredictor:
     seed: int = 0
     few_tokens: bool = False
     expansions: tuple[Expansion, ...] = ()
+    stream: ResidualStream | None = None
     # What cross-validation predicted, by fingerprint, of each pair that `fit` trained on and no slopes were taken at;
     # not saved.
     held_out: Mapping[str, tuple[float, float, float]] = field(default_factory=dict, repr=False, compare=False)
@@ -73,6 +76,7 @@ class AccuracyPredictor:
         protocol: str | Sequence[str] = "",
         few_tokens: Sequence[float] | None = None,
         expansions: Sequence[Expansion] = (),
+        stream: ResidualStream | None = None,
         seed: int = 0,
         regressors: Sequence[str] = tuple(REGRESSORS),
     ) -> Self:
@@ -89,6 +93,7 @@ class AccuracyPredictor:
             few_tokens: what each measured on few tokens, as a feature; not a number for singles is allowed.
             expansions: around some of the architectures, of the target's damage; left out again where cross-validation
                 finds the quarter of the pairs that is closest to them predicted worse with them.
+            stream: how the dense model's residual stream moves, for what layers removed together do.
             seed: of folds and models.
             regressors: names of those to choose from, preferred ones first.
 
@@ -107,6 +112,7 @@ class AccuracyPredictor:
                 one_protocol(protocol),
                 few_tokens,
                 tuple(expansions),
+                stream,
                 seed,
                 regressors,
             )
@@ -121,10 +127,13 @@ class AccuracyPredictor:
         protocol: str,
         few_tokens: Sequence[float] | None,
         expansions: tuple[Expansion, ...],
+        stream: ResidualStream | None,
         seed: int,
         regressors: Sequence[str],
     ) -> Self:
         check_expansions(expansions, layout, target)
+        if stream is not None:
+            stream.check(layout)
         pairs = Pairs.check(layout, architectures, values)
         target.check(pairs.values.tolist(), pairs.fingerprints)
         few = by_fingerprint(architectures, few_tokens)
@@ -144,8 +153,8 @@ class AccuracyPredictor:
         additive = prior.terms(others.genes).sum(axis=1)
 
         def tried(slopes: tuple[Expansion, ...], names: Sequence[str]) -> tuple[HeldOut, FloatArray]:
-            x = seen(prior, slopes, target, others.genes, own)
-            aggregates = len(aggregate_names(own is not None, bool(slopes)))
+            x = seen(prior, slopes, target, others.genes, own, stream)
+            aggregates = len(aggregate_names(own is not None, bool(slopes), stream is not None))
             return cross_validate(x, y, aggregates, seed, names, additive, judged), x
 
         if expansions:
@@ -155,7 +164,7 @@ class AccuracyPredictor:
             with_slopes, without = (tried(slopes, _JUDGE)[0].error(close) for slopes in (expansions, ()))
             expansions = expansions if with_slopes <= without else ()
         found, x = tried(expansions, regressors)
-        aggregates = len(aggregate_names(own is not None, bool(expansions)))
+        aggregates = len(aggregate_names(own is not None, bool(expansions), stream is not None))
         regressor = REGRESSORS[found.quality.regressor].fit(x, y, aggregates, seed)
         process = regressor if isinstance(regressor, GaussianProcess) else GaussianProcess.fit(x, y, aggregates, seed)
         predicted = y - found.residuals
@@ -174,6 +183,7 @@ class AccuracyPredictor:
             seed,
             few is not None,
             expansions,
+            stream,
             held_out,
         )
 
@@ -248,12 +258,12 @@ class AccuracyPredictor:
                 f"{'measure them' if self.few_tokens else 'leave them out'}."
             )
         few = None if few_tokens is None else few_damages(self.target, few_tokens)
-        return seen(self.prior, self.expansions, self.target, genes, few)
+        return seen(self.prior, self.expansions, self.target, genes, few, self.stream)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         """Names of what the regressor sees."""
-        return feature_names(self.layout, self.few_tokens, bool(self.expansions))
+        return feature_names(self.layout, self.few_tokens, bool(self.expansions), self.stream is not None)
 
     def contributions(self, architectures: Iterable[Architecture]) -> list[dict[str, float]]:
         """Return, for each architecture, what each feature adds to what is learned (`Target.learned`).
@@ -283,6 +293,7 @@ class AccuracyPredictor:
             "quality": self.quality.to_dict(),
             "prior": self.prior.to_dict(),
             "expansions": [expansion.to_dict() for expansion in self.expansions],
+            "stream": self.stream.to_dict() if self.stream else None,
             "features": list(self.feature_names),
         }
         files.write(folder, record, arrays)
@@ -299,7 +310,8 @@ class AccuracyPredictor:
             layout = Layout.from_dict(record["layout"])
             few_tokens = bool(record["few_tokens"])
             expansions = tuple(Expansion.from_dict(layout, each) for each in record["expansions"])
-            if record["features"] != list(feature_names(layout, few_tokens, bool(expansions))):
+            stream = ResidualStream.from_dict(record["stream"]) if record["stream"] else None
+            if record["features"] != list(feature_names(layout, few_tokens, bool(expansions), stream is not None)):
                 raise ValueError("its features are not this version's")
             quality = Quality.from_dict(record["quality"])
             return cls(
@@ -314,6 +326,7 @@ class AccuracyPredictor:
                 seed=int(record["seed"]),
                 few_tokens=few_tokens,
                 expansions=expansions,
+                stream=stream,
             )
 
 
@@ -330,8 +343,8 @@ def curve_of(
     pairs = Pairs.check(predictor.layout, architectures, values)
     alone = singles(predictor.layout, pairs.genes) | blocks_alone(predictor.layout, pairs.genes)
     others = pairs.where(~alone)
-    x = seen(predictor.prior, predictor.expansions, predictor.target, others.genes, None)
+    x = seen(predictor.prior, predictor.expansions, predictor.target, others.genes, None, predictor.stream)
     y = predictor.target.learned(predictor.target.damage(others.values))
-    aggregates = len(aggregate_names(expanded=bool(predictor.expansions)))
+    aggregates = len(aggregate_names(expanded=bool(predictor.expansions), streamed=predictor.stream is not None))
     with one_thread():
         return learning_curve(x, y, aggregates, predictor.seed, predictor.quality.regressor)

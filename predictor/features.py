@@ -5,6 +5,9 @@ how much of it there is. Of what is learned as it is and not by its logarithm, d
 
 Where slopes were taken at measured architectures (`predictor.expansion`), the first feature passes from what they say
 to the additive prior as the distance grows: log prior + exp(-distance) log(expanded / prior).
+
+Where the dense model's residual stream is known (`predictor.stream`), the prior is what layers removed in a row are
+expected to do together, and their overlap is a feature.
 """
 
 import numpy as np
@@ -17,18 +20,21 @@ from space import Layout
 # the cross-validated rank correlation, on synthetic and on measured spaces, or leaves it as it is.
 AGGREGATES = ("prior", "neighbours", "within_layer", "attention")
 EXPANDED = ("expansion", "distance")
+OVERLAP = "overlap"
 FEW_TOKENS = "few_tokens"
 
 
-def feature_names(layout: Layout, few_tokens: bool = False, expanded: bool = False) -> tuple[str, ...]:
+def feature_names(
+    layout: Layout, few_tokens: bool = False, expanded: bool = False, streamed: bool = False
+) -> tuple[str, ...]:
     """Return the names of the columns of `features`: the aggregates, then the terms of the sub-blocks."""
     sub_blocks = tuple(f"{part}_{layer}" for layer in range(layout.layers) for part in ("attention", "mlp"))
-    return aggregate_names(few_tokens, expanded) + sub_blocks
+    return aggregate_names(few_tokens, expanded, streamed) + sub_blocks
 
 
-def aggregate_names(few_tokens: bool = False, expanded: bool = False) -> tuple[str, ...]:
+def aggregate_names(few_tokens: bool = False, expanded: bool = False, streamed: bool = False) -> tuple[str, ...]:
     """Return the names of the first columns of `features`, those of the whole model."""
-    return AGGREGATES + EXPANDED * expanded + (FEW_TOKENS,) * few_tokens
+    return AGGREGATES + EXPANDED * expanded + (OVERLAP,) * streamed + (FEW_TOKENS,) * few_tokens
 
 
 def features(
@@ -36,6 +42,7 @@ def features(
     logarithmic: bool = True,
     few_tokens: FloatArray | None = None,
     expanded: FloatArray | None = None,
+    joint: FloatArray | None = None,
 ) -> FloatArray:
     """Return what regressors see of each architecture.
 
@@ -44,6 +51,7 @@ def features(
         logarithmic: whether the logarithm of the damage is learned.
         few_tokens: (architectures,) damage measured on few tokens, in the unit in which it is learned.
         expanded: (architectures, 2), from `surroundings`; only where the logarithm is learned.
+        joint: (architectures, 2), from `ResidualStream.joint`.
 
     Returns:
         (architectures, features in the order of `feature_names`).
@@ -56,12 +64,16 @@ def features(
     within_layer = (roots[:, 0::2] * roots[:, 1::2]).sum(axis=1)
     share = total if logarithmic else 1.0
     prior = np.log(total) if logarithmic else total
+    shift = np.zeros(len(terms)) if joint is None else joint[:, 0]
+    prior = prior + shift if logarithmic else prior * np.exp(shift)
     if expanded is not None:
-        prior = prior + np.exp(-expanded[:, 1]) * expanded[:, 0]
+        prior = prior + np.exp(-expanded[:, 1]) * (expanded[:, 0] - shift)
     attention = terms[:, 0::2].sum(axis=1)
     aggregates = [prior, neighbours / share, within_layer / share, attention / share]
     if expanded is not None:
         aggregates += [expanded[:, 0], expanded[:, 1]]
+    if joint is not None:
+        aggregates.append(joint[:, 1])
     if few_tokens is not None:
         aggregates.append(few_tokens)
     return np.column_stack((*aggregates, roots))

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from predictor.dataset import FloatArray
+from predictor.dataset import FloatArray, by_sub_block
 from predictor.expansion import Expansion, surroundings
 from predictor.features import features
 from predictor.prior import AdditivePrior
+from predictor.stream import ResidualStream
 from predictor.targets import Target
 from space import Architecture, Layout, PredictorError
 
@@ -18,11 +19,14 @@ def seen(
     target: Target,
     genes: FloatArray,
     few_tokens: FloatArray | None,
+    stream: ResidualStream | None = None,
 ) -> FloatArray:
     """Return the features of architectures (architectures, layers, genes)."""
     terms = prior.terms(genes)
     expanded = surroundings(expansions, prior, genes, terms) if expansions else None
-    return features(terms, target.logarithmic, few_tokens, expanded)
+    removed = (by_sub_block(genes)[:, :, 0].reshape(len(genes), -1, 2) == 0).all(axis=2)
+    joint = None if stream is None else stream.joint(terms, removed)
+    return features(terms, target.logarithmic, few_tokens, expanded, joint)
 
 
 def check_expansions(expansions: Sequence[Expansion], layout: Layout, target: Target) -> None:

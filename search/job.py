@@ -10,7 +10,7 @@ from predictor import AccuracyPredictor, Refinement
 from search import selection
 from search.config import RunConfig
 from search.folder import RunFolder
-from search.objective import Elsewhere, additive_prior, distance_to, fit_pairs
+from search.objective import Elsewhere, additive_prior, distance_to, fit_pairs, stream_of
 from search.progress import Reporter
 from space import Architecture, SearchSpace
 
@@ -118,7 +118,8 @@ class Run:
 
     def fit(self) -> AccuracyPredictor:
         """Fit a predictor of KL on the pairs so far."""
-        return fit_pairs(self.space, self.pairs, self.protocol, self.config.seed, self.slopes)
+        stream = stream_of(self.evaluator.stream())
+        return fit_pairs(self.space, self.pairs, self.protocol, self.config.seed, self.slopes, stream)
 
     def lowest(self) -> Pair:
         """Return the best pair within the budget."""

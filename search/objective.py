@@ -7,8 +7,16 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluator import Pair, Slopes
-from predictor import AccuracyPredictor, AdditivePrior, Expansion, Target, expect_elsewhere, surroundings
+from evaluator import Pair, Slopes, Stream
+from predictor import (
+    AccuracyPredictor,
+    AdditivePrior,
+    Expansion,
+    ResidualStream,
+    Target,
+    expect_elsewhere,
+    surroundings,
+)
 from search.proposals import Score
 from space import Architecture, Indices, PredictorError, SearchSpace, genes_of
 
@@ -19,6 +27,7 @@ def fit_pairs(
     protocol: str,
     seed: int,
     slopes: Sequence[Slopes] = (),
+    stream: ResidualStream | None = None,
     target: Literal["kl", "perplexity"] = "kl",
 ) -> AccuracyPredictor:
     """Fit a predictor on measured pairs of one protocol: the one place where the data crosses over.
@@ -29,6 +38,7 @@ def fit_pairs(
         protocol: its fingerprint.
         seed: of folds and trees.
         slopes: of the KL, taken at some of the architectures under the same protocol.
+        stream: how the dense model's residual stream moves on the same text.
         target: what to predict; for perplexity the dense model must be among the pairs.
 
     Raises:
@@ -52,8 +62,14 @@ def fit_pairs(
         target=what,
         protocol=protocol,
         expansions=[expansion_of(space, each) for each in slopes] if target == "kl" else [],
+        stream=stream,
         seed=seed,
     )
+
+
+def stream_of(stream: Stream) -> ResidualStream:
+    """Return how the residual stream moves as the predictor takes it."""
+    return ResidualStream(np.array(stream.displacement), np.array(stream.overlap))
 
 
 def expansion_of(space: SearchSpace, slopes: Slopes) -> Expansion:

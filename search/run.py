@@ -188,7 +188,8 @@ def _unseen(run: Run, winner: Architecture, predictor: AccuracyPredictor) -> Pre
     others = [pair for pair in run.pairs if pair.architecture != winner]
     slopes = [each for each in run.slopes if each.architecture != winner]
     try:
-        return fit_pairs(run.space, others, run.protocol, run.config.seed, slopes).predict([winner])
+        told = fit_pairs(run.space, others, run.protocol, run.config.seed, slopes, predictor.stream)
+        return told.predict([winner])
     except PredictorError:  # without that one they are too few
         return predictor.predict([winner])
 

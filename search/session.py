@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluator import DenseModel, Evaluator, Pair, PairStore, Slopes, open_model
-from predictor import AccuracyPredictor, Target, pairs_of_table, read_table
+from predictor import AccuracyPredictor, ResidualStream, Target, pairs_of_table, read_table
 from search.config import RunConfig
 from search.folder import RunFolder
 from search.learned import curve_record
-from search.objective import fit_pairs
+from search.objective import fit_pairs, stream_of
 from search.report import write_report
 from search.results import pair_rows
 from space import Architecture, PredictorError, RunFolderError, SearchSpace
@@ -86,7 +86,9 @@ def save_predictors(run: RunFolder, space: SearchSpace, pairs: Sequence[Pair], p
     predictor.save(run.predictor)
     # Without the dense model among the pairs, or where noise makes pruned models no worse, there is none.
     with suppress(PredictorError):
-        other = fit_pairs(space, pairs, predictor.protocol, predictor.seed, target="perplexity")
+        other = fit_pairs(
+            space, pairs, predictor.protocol, predictor.seed, stream=predictor.stream, target="perplexity"
+        )
         other.save(run.predictor_of(other.target.title))
 
 
@@ -134,19 +136,19 @@ def rewrite_report(run: RunFolder) -> Path:
     if best["quality"]:
         predictor, pairs = _fitted(run, None)
         return write_report(run.path, best, pair_rows(pairs, run.layout(), predictor))
-    _, pairs, _ = _search_pairs(run)
+    _, pairs, *_ = _search_pairs(run)
     return write_report(run.path, best, pair_rows(pairs, run.layout(), None))
 
 
 def _fitted(run: RunFolder, seed: int | None) -> tuple[AccuracyPredictor, list[Pair]]:
     config = run.config()
-    protocol, pairs, slopes = _search_pairs(run)
+    protocol, pairs, slopes, stream = _search_pairs(run)
     space = config.search_space(run.layout())
-    return fit_pairs(space, pairs, protocol, config.seed if seed is None else seed, slopes), pairs
+    return fit_pairs(space, pairs, protocol, config.seed if seed is None else seed, slopes, stream), pairs
 
 
-def _search_pairs(run: RunFolder) -> tuple[str, list[Pair], list[Slopes]]:
-    """Return the protocol of the search text, its pairs and its slopes."""
+def _search_pairs(run: RunFolder) -> tuple[str, list[Pair], list[Slopes], ResidualStream | None]:
+    """Return the protocol of the search text, its pairs and slopes, and how the residual stream moves on it."""
     if not run.measurements_file.exists():
         raise RunFolderError(
             f"A run must have measured pairs, but {str(run.path)!r} has none yet; go on with the command that began it."
@@ -159,6 +161,8 @@ def _search_pairs(run: RunFolder) -> tuple[str, list[Pair], list[Slopes]]:
                 f"A run must have pairs of one search protocol, but {str(run.path)!r} has {len(protocols)}; "
                 "go on with the command that began it."
             )
-        return protocols[0], store.pairs(protocols[0]), store.slopes(protocols[0])
+        stream = store.stream(protocols[0])
+        known = None if stream is None else stream_of(stream)
+        return protocols[0], store.pairs(protocols[0]), store.slopes(protocols[0]), known
     finally:
         store.close()

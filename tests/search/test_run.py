@@ -157,10 +157,10 @@ def test_the_winner_is_predicted_by_a_predictor_that_never_saw_it(finished_folde
     winner = Architecture.from_dict(best["architecture"])
     others = [pair for pair in pairs if pair.architecture != winner]
     elsewhere = [each for each in slopes if each.architecture != winner]
-    told = fit_pairs(space, others, predictor.protocol, predictor.seed, elsewhere).predict([winner])
+    told = fit_pairs(space, others, predictor.protocol, predictor.seed, elsewhere, predictor.stream).predict([winner])
     assert best["predicted"]["value"] == pytest.approx(float(told.value[0]))
     assert best["predicted"]["lower"] == pytest.approx(float(told.lower[0]))
-    again = fit_pairs(space, pairs, predictor.protocol, predictor.seed, slopes)
+    again = fit_pairs(space, pairs, predictor.protocol, predictor.seed, slopes, predictor.stream)
     assert predictor.predict([winner]).value == again.predict([winner]).value
 
 
