@@ -310,7 +310,7 @@ class AccuracyPredictor:
             layout = Layout.from_dict(record["layout"])
             few_tokens = bool(record["few_tokens"])
             expansions = tuple(Expansion.from_dict(layout, each) for each in record["expansions"])
-            stream = ResidualStream.from_dict(record["stream"]) if record["stream"] else None
+            stream = ResidualStream.from_dict(record["stream"]) if record.get("stream") else None
             if record["features"] != list(feature_names(layout, few_tokens, bool(expansions), stream is not None)):
                 raise ValueError("its features are not this version's")
             quality = Quality.from_dict(record["quality"])

@@ -126,6 +126,12 @@ def blocks_alone(layout: Layout, genes: FloatArray) -> NDArray[np.bool_]:
     return np.asarray((whole.sum(axis=1) == 1) & (differ.sum(axis=(1, 2)) == 2))
 
 
+def removed_layers(genes: FloatArray) -> NDArray[np.bool_]:
+    """Return which layers (architectures, layers) nothing is left of."""
+    widths = by_sub_block(genes)[:, :, 0].reshape(len(genes), genes.shape[1], 2)
+    return np.asarray((widths == 0).all(axis=2))
+
+
 def by_sub_block(genes: FloatArray) -> FloatArray:
     """View genes (architectures, layers, 4) as (architectures, 2 * layers, width and sparsity)."""
     return genes.reshape(len(genes), 2 * genes.shape[1], 2)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from predictor.dataset import FloatArray, by_sub_block
+from predictor.dataset import FloatArray, removed_layers
 from predictor.expansion import Expansion, surroundings
 from predictor.features import features
 from predictor.prior import AdditivePrior
@@ -24,8 +24,7 @@ def seen(
     """Return the features of architectures (architectures, layers, genes)."""
     terms = prior.terms(genes)
     expanded = surroundings(expansions, prior, genes, terms) if expansions else None
-    removed = (by_sub_block(genes)[:, :, 0].reshape(len(genes), -1, 2) == 0).all(axis=2)
-    joint = None if stream is None else stream.joint(terms, removed)
+    joint = None if stream is None else stream.joint(terms, removed_layers(genes))
     return features(terms, target.logarithmic, few_tokens, expanded, joint)
 
 

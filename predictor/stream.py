@@ -26,7 +26,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.dataset import FloatArray
+from predictor.dataset import FloatArray, removed_layers
+from predictor.prior import AdditivePrior
 from space import Layout, PredictorError
 
 
@@ -68,6 +69,11 @@ class ResidualStream:
                 f"A residual stream must be of the predictor's model of {layout.layers} layers, but has "
                 f"{len(self.overlap)}; gather it from that model."
             )
+
+    def expected(self, prior: AdditivePrior, genes: FloatArray) -> FloatArray:
+        """Return the damage (architectures,) to expect of architectures (architectures, layers, genes) by a prior."""
+        terms = prior.terms(genes)
+        return np.asarray(terms.sum(axis=1) * np.exp(self.joint(terms, removed_layers(genes))[:, 0]))
 
     def joint(self, terms: FloatArray, removed: NDArray[np.bool_]) -> FloatArray:
         """Return what is to be expected of layers together.

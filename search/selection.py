@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluator import Pair, difference
-from predictor import AdditivePrior
+from predictor import AdditivePrior, ResidualStream
 from search.baselines import SMOOTH
 from search.config import SearchConfig
 from search.proposals import TOWARDS_ANCHOR, Score, averages, evolve, mutate, nearest, profiles, rounded
@@ -17,8 +17,10 @@ _CONSENSUS = 4  # finalists whose mean may win
 _DRAWS = 8  # for each average wanted: some come twice or were measured before
 
 
-def prior_score(space: SearchSpace, prior: AdditivePrior) -> Score:
-    """Return the additive prior as a score of encoded architectures."""
+def prior_score(space: SearchSpace, prior: AdditivePrior, stream: ResidualStream | None = None) -> Score:
+    """Return the additive prior as a score of encoded architectures, with what a stream says of layers together."""
+    if stream is not None:
+        return lambda indices: stream.expected(prior, space.genes(indices))
     return lambda indices: prior.terms(space.genes(indices)).sum(axis=1)
 
 
@@ -28,6 +30,7 @@ def first_pairs(
     baselines: Mapping[str, Architecture],
     settings: SearchConfig,
     seed: int,
+    stream: ResidualStream | None = None,
 ) -> dict[str, list[Architecture]]:
     """Return what the predictor is first fitted on, by origin.
 
@@ -42,11 +45,12 @@ def first_pairs(
         baselines: by name, see `search.baselines`.
         settings: how many of each.
         seed: of all draws.
+        stream: how the dense model's residual stream moves; None leaves the prior as it is.
     """
     rngs = [np.random.default_rng([seed, stream]) for stream in (1, 2, 3, 6)]
     found = {}
     if settings.guided_pairs:
-        found["guided"] = _around_optima(space, prior, settings.guided_pairs, rngs[2])
+        found["guided"] = _around_optima(space, prior_score(space, prior, stream), settings.guided_pairs, rngs[2])
     found["random"] = sample(space, settings.random_pairs, rngs[0])
     if settings.profile_pairs:
         fixed = [nearest(space, baselines[name], rngs[1]) for name in SMOOTH if name in baselines]
@@ -62,8 +66,8 @@ def first_pairs(
     return fresh
 
 
-def _around_optima(space: SearchSpace, prior: AdditivePrior, count: int, rng: np.random.Generator) -> Indices:
-    best = evolve(space, prior_score(space, prior), rng)
+def _around_optima(space: SearchSpace, score: Score, count: int, rng: np.random.Generator) -> Indices:
+    best = evolve(space, score, rng)
     moved = [best[:1]]
     for index in range(1, count):
         parent = best[[index % max(1, min(len(best), count // 2))]]

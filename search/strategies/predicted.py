@@ -15,7 +15,7 @@ from evaluator import difference
 from predictor import FEWEST_PAIRS, AccuracyPredictor, Refinement, refine
 from search import selection
 from search.job import Run
-from search.objective import Elsewhere, predictor_score
+from search.objective import Elsewhere, predictor_score, stream_of
 from search.proposals import evolve, prior_architectures, rounding_architectures
 from search.sampler import ArchitectureSampler, Knowledge
 from search.study import ArchitectureStudy
@@ -90,8 +90,9 @@ def _replay(run: Run, study: ArchitectureStudy, number: int) -> None:
 
 def _measure_first_pairs(run: Run, study: ArchitectureStudy, seed: int) -> None:
     """Measure what the predictor learns from before it is asked: at random, smooth, and near the prior's best."""
-    prior = run.elsewhere().expected
-    for origin, chosen in selection.first_pairs(run.space, prior, run.baselines, run.config.search, seed).items():
+    prior, stream = run.elsewhere().expected, stream_of(run.evaluator.stream())
+    first = selection.first_pairs(run.space, prior, run.baselines, run.config.search, seed, stream)
+    for origin, chosen in first.items():
         _measure(run, study, 0, _FIRST_PAIRS[origin], chosen, origin)
 
 

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
-from predictor import AccuracyPredictor, ResidualStream
-from space import Architecture, Budget, PredictorError, build_space, sample
+from predictor import AccuracyPredictor, AdditivePrior, ResidualStream
+from space import Architecture, Budget, PredictorError, build_space, genes_of, sample
 from tests.space.layouts import SMOLLM2_135M
 
 LAYERS = SMOLLM2_135M.layers
@@ -72,6 +73,15 @@ def test_what_runs_of_layers_do_is_predicted_where_sums_are_blind():
     errors = [np.std(np.log(each.predict(test).value) - truth) for each in (plain, told)]
     assert errors[1] < 0.5 * errors[0]
     assert told.quality.rmse_log < 0.6 * plain.quality.rmse_log
+
+
+def test_what_to_expect_before_any_whole_architecture_is_measured():
+    prior = AdditivePrior.from_pairs(SMOLLM2_135M, BLOCKS, damage(BLOCKS).tolist())
+    drawn = SPACE.decode(sample(SPACE, 60, np.random.default_rng(3)))
+    genes = genes_of(drawn)
+    truth = damage(drawn)
+    assert STREAM.expected(prior, genes) == pytest.approx(truth)
+    assert kendalltau(prior.terms(genes).sum(axis=1), truth).statistic < 0.8
 
 
 def test_a_predictor_keeps_its_stream(tmp_path):
