@@ -6,8 +6,8 @@ SmolLM2-135M, calibrated and scored on text of two kinds, WikiText-2 training te
 every sub-block alone at every width (the prior), architectures to train on, most of them near the additive prior's
 optimum, slopes at the best of them, and architectures held out, half at random and half near that optimum, each from
 draws of its own. Those held out are also measured on 128 tokens of other text (cheap enough to be asked of any
-candidate) and on 16,384 tokens of WikiText-2 test, which nothing here chooses by. Pools lie in runs/benchmark-pool;
-what was measured is not measured again.
+candidate) and on 16,384 tokens of WikiText-2 test, which nothing here chooses by. Pools lie in runs/benchmark-pool
+and, packed, beside the results; what was measured is not measured again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluator import DenseModel, Evaluator, Pair, PairStore, Slopes, Texts, open_model
+from evaluator import DenseModel, Evaluator, Pair, PairStore, Slopes, Stream, Texts, open_model
 from evaluator.texts import tokenise
 from search.config import RunConfig, load_config
 from search.objective import additive_prior
@@ -27,7 +27,7 @@ from search.progress import Reporter
 from search.proposals import Score, evolve, mutate, prior_architectures, profiles, rounding_architectures
 from search.selection import prior_score, unique
 from space import Architecture, Choice, Indices, Layout, SearchSpace, sample
-from tests.benchmarks.record import DATA, ROOT
+from tests.benchmarks.record import DATA, ROOT, keep, restore
 
 TRAIN = {"random": 15, "profile": 15, "near": 70}
 HELD_OUT = {"random": 60, "near": 60}
@@ -74,6 +74,7 @@ class Pool:
     held_out: list[Pair]
     near: list[bool]  # of those held out, which were drawn near the optimum
     slopes: list[Slopes]  # at the best of those to train on
+    stream: Stream  # of the dense model on the search text
     few: dict[str, list[Pair]]  # of `train` and `held_out`, on few tokens
     unseen: list[Pair]  # of those held out
 
@@ -106,7 +107,9 @@ def measure_pool(name: str, seed: int, quick: bool = False) -> Pool:
     folder.mkdir(parents=True, exist_ok=True)
     space = config.search_space(dense.layout)
     reporter = Reporter()
-    store = PairStore(folder / "pairs.db")
+    file = folder / "pairs.db"
+    restore(file, "pool", quick)
+    store = PairStore(file)
     with reporter.stage("Calibrating", dense.layout.layers, "layers") as advance:
         judge = Evaluator(
             dense, _texts(dense, seed), store, criterion=config.criterion.criterion, folder=folder, progress=advance
@@ -127,11 +130,13 @@ def measure_pool(name: str, seed: int, quick: bool = False) -> Pool:
     best = min(pairs["train"], key=lambda pair: pair.measurement.kl).architecture
     with reporter.stage(f"{name}: slopes", SEARCH, "sequences") as advance:
         slopes = [judge.slopes(best, _choices(space, own), advance)]
+    stream = judge.stream()
     few = {part: measure(f"{part} on few tokens", asked, part, "validate") for part, asked in drawn.items()}
     unseen = measure("held out on unseen text", drawn["held_out"], "held_out", "report")
     store.close()
+    keep(file, "pool", quick)
     near = [kind == "near" for kind in kinds["held_out"].values()]
-    return Pool(space, prior, pairs["train"], pairs["held_out"], near, slopes, few, unseen)
+    return Pool(space, prior, pairs["train"], pairs["held_out"], near, slopes, stream, few, unseen)
 
 
 def _choices(space: SearchSpace, own: PoolSpace) -> Sequence[Sequence[Choice]]:

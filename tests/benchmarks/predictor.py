@@ -33,7 +33,7 @@ from threadpoolctl import threadpool_limits
 
 from evaluator import Pair
 from predictor import AccuracyPredictor
-from search.objective import Elsewhere, expansion_of
+from search.objective import Elsewhere, expansion_of, stream_of
 from space import genes_of, sample
 from tests.benchmarks.pool import SEARCH, SPACES, Pool, measure_pool
 from tests.benchmarks.record import finish
@@ -138,6 +138,7 @@ def fitted(
         values,
         few_tokens=own,
         expansions=[expansion_of(pool.space, each) for each in pool.slopes] if slopes else [],
+        stream=stream_of(pool.stream),
         seed=seed,
     )
 
