@@ -182,7 +182,7 @@ def _draw(
         rng = np.random.default_rng([seed, _STREAMS[part]])
         drawn: dict[Architecture, str] = {}
         for kind, count in counts.items():
-            wanted = max(6, count // fewer)
+            wanted = max(10, count // fewer)
             if own.depth:
                 some = _draw_depth(space.layout, prior, kind, wanted, rng)
             else:
