@@ -1,11 +1,14 @@
 """The residual stream, against a model's own hidden states, and kept with the pairs."""
 
+import pytest
 import torch
 
+from evaluator import open_model
 from evaluator.stream import gather_stream
 from space import Architecture
+from space.families import FAMILIES
 from tests.evaluator.pieces import make_evaluator
-from tests.pico import pico_tokens
+from tests.pico import pico_tokens, save_pico_of
 
 
 def test_it_is_what_hidden_states_say(pico):
@@ -32,3 +35,13 @@ def test_it_is_gathered_once_of_the_dense_model(pico, tmp_path):
     assert found == gather_stream(pico, judge.texts.of("search"))
     assert judge.store.stream(judge.protocol("search").fingerprint) == found
     assert judge.store.stream("other") is None
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_has_one(kind, tmp_path):
+    dense = open_model(str(save_pico_of(kind, tmp_path)), dtype="float32")
+    found = gather_stream(dense, pico_tokens(2, 16, 1))
+    moved = torch.tensor(found.displacement)
+    assert torch.allclose(moved.diagonal(), torch.zeros(len(moved)), atol=1e-5)
+    assert (moved.diagonal(1) > 1e-4).all()
+    assert (torch.tensor(found.overlap).diagonal() > 0).all()
