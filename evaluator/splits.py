@@ -73,7 +73,9 @@ class Texts:
         tokens = self.tokens[name]
         count = int(first) if first else len(tokens)
         if not 1 <= count <= len(tokens):
-            raise SettingError(f"The beginning of {name} must be 1 to {len(tokens)} sequences, but is {count}.")
+            raise SettingError(
+                f"The beginning of {name} must be 1 to {len(tokens)} sequences, but is {count}; ask for less."
+            )
         return tokens[:count]
 
     def source(self, split: str) -> str:

@@ -17,7 +17,7 @@ from space import SettingError, cost_of
 ANSWER_FILE = "answer.json"
 EARLIER = "earlier"  # origin of the pairs that another run measured
 _KEPT = ("model", "text", "criterion", "dtype", "device", "kernels", "seed")  # what a measurement depends on
-_STREAM = 31
+_DRAWS = 31  # the stream of random numbers
 
 
 def told_in_words(told: Mapping[str, Any]) -> str:
@@ -69,7 +69,7 @@ def answer(old: RunFolder, config: RunConfig) -> dict[str, Any]:
     space = config.search_space(layout)
     predictors = [AccuracyPredictor.load(path) for path in old.predictors()]
     first = predictors[0]
-    best = evolve(space, lambda rows: first.damages(space.genes(rows)), np.random.default_rng([config.seed, _STREAM]))
+    best = evolve(space, lambda rows: first.damages(space.genes(rows)), np.random.default_rng([config.seed, _DRAWS]))
     [architecture] = space.decode(best[:1])
     predicted = {}
     for predictor in predictors:

@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,10 @@ def test_all_is_sorted_and_importable(package):
     constants_first = sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
     assert names == constants_first  # ruff's RUF022 order: CONSTANTS, Classes, functions
     assert [name for name in names if not hasattr(module, name)] == []
+
+
+def test_everything_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = [file.parent.relative_to(ROOT) for name in MAY_IMPORT for file in (ROOT / name).rglob("__init__.py")]
+    assert len(found) > 4
+    assert sorted(".".join(path.parts) for path in found) == sorted(listed)

@@ -5,6 +5,7 @@
 SmolLM2-135M; calibrated and searched on WikiText-2 training text and C4 in equal parts, reported on 16,384 tokens of
 WikiText-2 test, which nothing here chooses by. Every strategy may spend TOKENS tokens through the decoder: the prior,
 evaluations on fewer tokens, and backward passes (two forward each) included, calibration apart, since all share it.
+What the dense model does once (reference, residual stream) is not counted either.
 They share one store of measurements and pay as if they had none. At each share of the spending, the strategy's best so
 far on the search text is what it would hand over; its perplexity is the curve.
 
