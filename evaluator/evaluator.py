@@ -145,7 +145,8 @@ class Evaluator:
             if elsewhere:
                 time.sleep(_POLL_SECONDS)
             waiting = elsewhere
-        progress(len(architectures) - len(found))  # what was asked for twice
+        if again := len(architectures) - len(found):
+            progress(again)  # what was asked for twice
         return [found[architecture] for architecture in architectures]
 
     def _measure_once(
