@@ -40,6 +40,12 @@ BASELINES = {
     "best_random": "best random",
 }
 
+_SEARCHED_ON = {
+    "search": "on the text it was searched on",
+    "validate": "on that of the finalists",
+    "report": "on that of the report",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
@@ -180,6 +186,8 @@ def notes(best: Mapping[str, Any]) -> Iterator[str]:
         f"{texts.get('validate', DASH)}, and ran {best['tokens_through_model']:,} tokens through the model in "
         f"{duration(best['wall_seconds'])} (seed {best['seed']})."
     )
+    if found := generalisation(best):
+        yield found
     tau, predicted = best["quality"].get("kendall_tau"), best.get("predicted")
     line = f"The predictor's held-out Kendall tau is {DASH if tau is None else format(tau, '.2f')}"
     if predicted:
@@ -191,6 +199,30 @@ def notes(best: Mapping[str, Any]) -> Iterator[str]:
         if predicted["target"] in searched:
             line += f", measured {searched[predicted['target']]:.3g}"
     yield f"{line}."
+
+
+def generalisation(best: Mapping[str, Any]) -> str | None:
+    """Say how much of what the search won on its own text is left on text that it did not see.
+
+    Returns:
+        A sentence; None where no allocation but the winner was measured on all texts.
+    """
+    fixed = {
+        name: each
+        for name, each in best["baselines"].items()
+        if name not in ("dense", "best_random") and set(_SEARCHED_ON) <= set(each["measured"])
+    }
+    if not fixed or not set(_SEARCHED_ON) <= set(best["measured"]):
+        return None
+    name, other = min(fixed.items(), key=lambda item: item[1]["measured"]["validate"]["kl"])
+    told = []
+    for split, text in _SEARCHED_ON.items():
+        less, whole = other["winner_less_this"][split], other["measured"][split]["kl"]
+        told.append(f"{100 * less['kl'] / whole:+.1f} ± {100 * less['kl_standard_error'] / whole:.1f} % {text}")
+    return (
+        f"Against {BASELINES.get(name, name)}, the best allocation that was not searched, the winner's KL is "
+        f"{', '.join(told[:-1])} and {told[-1]}; what differs from the first was won on the search text alone."
+    )
 
 
 def duration(seconds: float) -> str:

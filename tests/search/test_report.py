@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from predictor import Refinement
-from search.comparison import headline
+from search.comparison import generalisation, headline
 from search.figures import DARK, Drawing, pareto_drawing, prediction_drawing
 from search.layer_map import layers_drawing, rounds_drawing
 from search.learned import curve_drawing, damages_drawing, refinement_drawing
@@ -305,6 +305,19 @@ def test_headline_does_not_sell_noise(best: dict[str, Any]) -> None:
     near = json.loads(json.dumps(best))
     near["baselines"]["uniform"]["winner_less_this"]["report"]["nll"] = -0.015
     assert "take them as equal" in headline(near)
+
+
+def test_what_was_won_on_the_search_text_alone_is_told(best: dict[str, Any]) -> None:
+    paired = best["baselines"]["uniform_whole_ends"]["winner_less_this"]
+    for split, kl, error in (("search", -0.1, 0.02), ("validate", -0.03, 0.01), ("report", 0.005, 0.01)):
+        paired[split] = {**paired[split], "kl": kl, "kl_standard_error": error}
+    told = generalisation(best)
+    assert told is not None
+    assert "Against uniform, whole ends" in told  # of a KL of 0.5, and not dense, which was not searched either
+    for words in ("-20.0 ± 4.0 % on the text it was", "-6.0 ± 2.0 % on that of the f", "+1.0 ± 2.0 % on that of the r"):
+        assert words in told
+    del best["measured"]["validate"]
+    assert generalisation(best) is None
 
 
 def test_page_asks_no_other_host(page: str) -> None:
