@@ -14,7 +14,7 @@ from evaluator.precision import Agreement, agreement_with_float32
 from evaluator.pruned_model import PRUNED
 from evaluator.slopes import Slopes
 from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts, text_to_write
-from evaluator.store import Pair, PairStore
+from evaluator.store import Pair, PairStore, is_forgotten, this_process
 from evaluator.stream import Stream
 
 # Where secateur is installed its exports load without trust_remote_code.
@@ -43,8 +43,10 @@ __all__ = [
     "choose_dtype",
     "difference",
     "hash_weights",
+    "is_forgotten",
     "load_texts",
     "open_model",
     "prepare_texts",
     "text_to_write",
+    "this_process",
 ]

@@ -59,6 +59,7 @@ class Evaluator:
         self.dense = dense
         self.kernels = choose_kernels(kernels, dense)
         self.texts = texts
+        self.measured = 0  # architectures, by this evaluator itself
         self.store = store
         self.criterion = criterion or Criterion()
         self._folder = folder
@@ -163,6 +164,7 @@ class Evaluator:
             if (known := self.store.find(architecture, protocol)) is None:
                 known = self._measure(architecture, split, protocol)
                 self.store.add(architecture, known, protocol, origin)
+                self.measured += 1
             return known
         finally:
             self.store.release(architecture, protocol)
@@ -186,14 +188,18 @@ class Evaluator:
         """
         [measured] = self.measure([architecture], "search", "slopes")
         protocol = self.protocol("search")
-        known = self.store.find_slopes(architecture, protocol, choices)
-        if known is None:
-            reference = self._reference("search")
-            started = time.perf_counter()
-            found = slopes_of(self.dense, self.surgeon, reference, architecture, choices, progress)
-            known = replace(found, kl=measured.kl)
-            seconds = time.perf_counter() - started
-            self.store.add_slopes(known, protocol, choices, FORWARD_PASSES * protocol.tokens, seconds)
+        while (known := self.store.find_slopes(architecture, protocol, choices)) is None:
+            if not self.store.claim(architecture, protocol, "slopes"):
+                time.sleep(_POLL_SECONDS)
+                continue
+            try:
+                reference = self._reference("search")
+                started = time.perf_counter()
+                found = slopes_of(self.dense, self.surgeon, reference, architecture, choices, progress)
+                seconds, cost = time.perf_counter() - started, FORWARD_PASSES * protocol.tokens
+                self.store.add_slopes(replace(found, kl=measured.kl), protocol, choices, cost, seconds)
+            finally:
+                self.store.release(architecture, protocol, "slopes")
         return known
 
     def stream(self) -> Stream:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
@@ -80,6 +80,7 @@ _claims = sa.Table(
 )
 # After so long a claim of another machine is taken for forgotten; one of this machine ends with its process.
 _FORGOTTEN_SECONDS = 600.0
+Claimed = Literal["pair", "slopes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,28 +166,26 @@ class PairStore:
             if self.find(architecture, protocol) is None:
                 raise
 
-    def claim(self, architecture: Architecture, protocol: Protocol) -> bool:
+    def claim(self, architecture: Architecture, protocol: Protocol, what: Claimed = "pair") -> bool:
         """Say that this process measures an architecture now, so that no other does; false if another said so before.
 
         A claim ends when the pair is added, when it is released, or with the process that made it.
         """
-        key = {"fingerprint": architecture.fingerprint, "protocol": protocol.fingerprint}
-        mine = {"owner": f"{socket.gethostname()}:{os.getpid()}", "claimed_at": time.time()}
+        key = _claim_key(architecture, protocol, what)
+        mine = {"owner": this_process(), "claimed_at": time.time()}
         with self._engine.begin() as connection:
             if connection.execute(_claims.insert().prefix_with("OR IGNORE").values(**key, **mine)).rowcount:
                 return True
             held = connection.execute(sa.select(_claims).filter_by(**key)).one_or_none()
-            if held is None or (held.owner != mine["owner"] and not _forgotten(held.owner, held.claimed_at)):
+            if held is None or (held.owner != mine["owner"] and not is_forgotten(held.owner, held.claimed_at)):
                 return False
             again = _claims.update().filter_by(**key, owner=held.owner, claimed_at=held.claimed_at).values(**mine)
             return bool(connection.execute(again).rowcount)
 
-    def release(self, architecture: Architecture, protocol: Protocol) -> None:
+    def release(self, architecture: Architecture, protocol: Protocol, what: Claimed = "pair") -> None:
         """Give a claim back; without one nothing happens."""
         with self._engine.begin() as connection:
-            connection.execute(
-                _claims.delete().filter_by(fingerprint=architecture.fingerprint, protocol=protocol.fingerprint)
-            )
+            connection.execute(_claims.delete().filter_by(**_claim_key(architecture, protocol, what)))
 
     def find_slopes(
         self, architecture: Architecture, protocol: Protocol, choices: Sequence[Sequence[Choice]]
@@ -275,8 +274,13 @@ class PairStore:
         self._engine.dispose()
 
 
-def _forgotten(owner: str, claimed_at: float) -> bool:
-    """Whether nobody works on a claim any more."""
+def this_process() -> str:
+    """Return how this process signs what it claims."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def is_forgotten(owner: str, claimed_at: float) -> bool:
+    """Return whether nobody works any more on what a process claimed, at a time in seconds since the epoch."""
     host, _, process = owner.rpartition(":")
     if host != socket.gethostname():
         return time.time() - claimed_at > _FORGOTTEN_SECONDS
@@ -287,6 +291,11 @@ def _forgotten(owner: str, claimed_at: float) -> bool:
     except PermissionError:
         return False
     return False
+
+
+def _claim_key(architecture: Architecture, protocol: Protocol, what: Claimed) -> dict[str, str]:
+    suffix = "" if what == "pair" else f" {what}"
+    return {"fingerprint": architecture.fingerprint, "protocol": protocol.fingerprint + suffix}
 
 
 def _fingerprint(choices: Sequence[Sequence[Choice]]) -> str:

@@ -77,6 +77,7 @@ class AccuracyPredictor:
         few_tokens: Sequence[float] | None = None,
         expansions: Sequence[Expansion] = (),
         stream: ResidualStream | None = None,
+        prior: AdditivePrior | None = None,
         seed: int = 0,
         regressors: Sequence[str] = tuple(REGRESSORS),
     ) -> Self:
@@ -94,6 +95,8 @@ class AccuracyPredictor:
             expansions: around some of the architectures, of the target's damage; left out again where cross-validation
                 finds the quarter of the pairs that is closest to them predicted worse with them.
             stream: how the dense model's residual stream moves, for what layers removed together do.
+            prior: additive prior of the target's damage that was measured otherwise, as on fewer tokens; None makes
+                it of the singles.
             seed: of folds and models.
             regressors: names of those to choose from, preferred ones first.
 
@@ -113,6 +116,7 @@ class AccuracyPredictor:
                 few_tokens,
                 tuple(expansions),
                 stream,
+                prior,
                 seed,
                 regressors,
             )
@@ -128,10 +132,16 @@ class AccuracyPredictor:
         few_tokens: Sequence[float] | None,
         expansions: tuple[Expansion, ...],
         stream: ResidualStream | None,
+        prior: AdditivePrior | None,
         seed: int,
         regressors: Sequence[str],
     ) -> Self:
         check_expansions(expansions, layout, target)
+        if prior is not None and prior.layout != layout:
+            raise PredictorError(
+                "An additive prior must be of the model that a predictor is fitted for, but is of another; measure its "
+                "sub-blocks alone."
+            )
         if stream is not None:
             stream.check(layout)
         pairs = Pairs.check(layout, architectures, values)
@@ -141,9 +151,9 @@ class AccuracyPredictor:
         others = pairs.where(~alone)
         others.check_trainable()
         damages = target.damage(pairs.values)
-        if alone.any():
+        if prior is None and alone.any():
             prior = AdditivePrior.from_genes(layout, pairs.genes, damages)
-        else:
+        elif prior is None:
             prior = AdditivePrior.assumed(layout, pairs.genes, damages)
         own = None if few is None else few_damages(target, [few[name] for name in others.fingerprints])
         y = target.learned(damages[~alone])

@@ -128,6 +128,18 @@ def _run(settings: RunConfig, folder: Path, as_json: bool) -> None:
     console.print(f'  secateur generate {folder / "export"} "Once upon a time"', soft_wrap=True)
 
 
+@app.command(epilog="Example: secateur join runs/smollm2-135m-parameters-0.8")
+def join(folder: RunArgument, as_json: Json = False) -> None:
+    """Measure along with a run that another process works on, on other cores or another GPU."""
+    from search.join import join_search
+
+    count = join_search(folder, Reporter())
+    if as_json:
+        _print_json({"run": str(folder), "measured": count})
+    else:
+        Console().print(f"Nothing is left to measure; {count} architectures were measured here.")
+
+
 @app.command(epilog="Example: secateur sample runs/smollm2-135m-parameters-0.8 --count 3 > samples.jsonl")
 def sample(
     folder: RunArgument,

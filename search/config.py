@@ -90,6 +90,8 @@ class SearchConfig(_Settings):
     # Tokens through the decoder that the strategy may spend, a backward pass counting two forward; None lets the
     # predictor end by its rounds, and gives the others what the predictor's plan would take.
     tokens: int | None = Field(None, ge=1)
+    # Sequences at the beginning of the search text on which sub-blocks are measured alone; None takes the whole text.
+    prior_sequences: int | None = Field(None, ge=1)
     random_pairs: int = Field(16, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
     profile_pairs: int = Field(24, ge=0)  # smooth over depth: what single changes cannot show
     guided_pairs: int = Field(24, ge=0)  # near the additive prior's optimum: where the search will go

@@ -6,9 +6,11 @@ report.html export/
 
 import json
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -131,6 +133,20 @@ class RunFolder:
             raise RunFolderError(
                 f"A run must be worked on by one process, but another one holds {str(self.path)!r}; wait for it."
             ) from None
+
+    @contextmanager
+    def copied_study(self) -> Iterator["RunFolder"]:
+        """Yield the same folder with a study of its own, copied from this one's as far as it is, for a while."""
+        with TemporaryDirectory(prefix="secateur-") as beside:
+            other = RunFolder(self.path)
+            other.study_file = Path(beside) / self.study_file.name
+            if self.study_file.exists():
+                with (
+                    closing(sqlite3.connect(self.study_file)) as source,
+                    closing(sqlite3.connect(other.study_file)) as copy,
+                ):
+                    source.backup(copy)
+            yield other
 
     def config(self) -> RunConfig:
         """Return the saved settings.

@@ -46,6 +46,8 @@ class Run:
     slopes: list[Slopes]  # at the best of their time
     agreement: Agreement | None  # of the dense model with itself in float32, where it runs in less
     rounds: list[dict[str, Any]] = field(default_factory=list)  # what each reached
+    alone: list[Pair] = field(default_factory=list)  # with one sub-block changed,
+    alone_split: str = "search"  # and on which text: the search text or its beginning
     refinement: Refinement | None = None  # what the last round searched
     spent: float = 0.0  # tokens through the whole decoder, as if nothing had been measured before this run
     trace: list[Spent] = field(default_factory=list)  # what they were spent on, in order
@@ -53,11 +55,18 @@ class Run:
 
     def elsewhere(self) -> Elsewhere:
         """Return what to expect on other text, learned from the sub-blocks measured alone, if any were."""
-        sequences = len(self.evaluator.texts.tokens["search"])
-        alone = [pair for pair in self.pairs if pair.origin == "prior"]
-        if not alone:
+        if not self.alone:
             return Elsewhere.alike(self.space)
-        return Elsewhere.from_pairs(self.space, alone, sequences, self.config.text.assumed_shift)
+        sequences = len(self.evaluator.texts.of(self.alone_split))
+        return Elsewhere.from_pairs(self.space, self.alone, sequences, self.config.text.assumed_shift)
+
+    def measure_alone(self, architectures: Sequence[Architecture]) -> None:
+        """Measure sub-blocks alone, on as much of the search text as the settings say, for the additive prior."""
+        singles, count = list(architectures), self.config.search.prior_sequences
+        if count is not None and count < len(self.evaluator.texts.tokens["search"]):
+            self.alone_split = f"search:{count}"
+            singles.append(Architecture.dense(self.space.layout))  # a perplexity tells nothing without the dense one's
+        self.alone = self.measure("Measuring each sub-block alone", singles, "prior", self.alone_split)
 
     def measure(
         self, title: str, architectures: Sequence[Architecture], origin: str, split: str = "search"
@@ -108,7 +117,7 @@ class Run:
         if not self.config.search.slopes:
             return
         best = self.lowest().architecture
-        prior = additive_prior(self.space, [pair for pair in self.pairs if pair.origin == "prior"])
+        prior = additive_prior(self.space, self.alone)
         if self.slopes and distance_to(self.space, best, self.slopes, prior) < _CLOSE:
             return
         sequences = len(self.evaluator.texts.tokens["search"])
@@ -118,8 +127,17 @@ class Run:
 
     def fit(self) -> AccuracyPredictor:
         """Fit a predictor of KL on the pairs so far."""
-        stream = stream_of(self.evaluator.stream())
-        return fit_pairs(self.space, self.pairs, self.protocol, self.config.seed, self.slopes, stream)
+        return self.fit_on(self.pairs, self.slopes)
+
+    def fit_on(self, pairs: Sequence[Pair], slopes: Sequence[Slopes]) -> AccuracyPredictor:
+        """Fit a predictor of KL on some of the pairs and slopes, with all else as the run has it."""
+        stream, alone = stream_of(self.evaluator.stream()), self.alone_elsewhere
+        return fit_pairs(self.space, pairs, self.protocol, self.config.seed, slopes, stream, alone=alone)
+
+    @property
+    def alone_elsewhere(self) -> list[Pair]:
+        """Sub-blocks measured alone, where that was on other text than the pairs."""
+        return self.alone if self.alone_split != "search" else []
 
     def lowest(self) -> Pair:
         """Return the best pair within the budget."""

@@ -29,6 +29,7 @@ def fit_pairs(
     slopes: Sequence[Slopes] = (),
     stream: ResidualStream | None = None,
     target: Literal["kl", "perplexity"] = "kl",
+    alone: Sequence[Pair] = (),
 ) -> AccuracyPredictor:
     """Fit a predictor on measured pairs of one protocol: the one place where the data crosses over.
 
@@ -39,22 +40,19 @@ def fit_pairs(
         seed: of folds and trees.
         slopes: of the KL, taken at some of the architectures under the same protocol.
         stream: how the dense model's residual stream moves on the same text.
-        target: what to predict; for perplexity the dense model must be among the pairs.
+        target: what to predict; for perplexity the dense model must be among the pairs, and among those of `alone`.
+        alone: sub-blocks measured alone under another protocol, as on the beginning of the text; without them those
+            among the pairs make the prior.
 
     Raises:
         PredictorError: the pairs cannot carry a predictor.
     """
-    if target == "perplexity":
-        dense = Architecture.dense(space.layout)
-        own = next((pair.measurement.perplexity for pair in pairs if pair.architecture == dense), None)
-        if own is None:
-            raise PredictorError(
-                "A predictor of perplexity must know the dense model's, but it is not among the pairs; measure it."
-            )
-        values = [pair.measurement.perplexity for pair in pairs]
-        what = Target("perplexity", own)
-    else:
-        values, what = [pair.measurement.kl for pair in pairs], Target()
+    what, values = _targeted(space, pairs, target)
+    prior = None
+    if alone:
+        other, found = _targeted(space, alone, target)
+        damages = other.damage(np.array(found)).tolist()
+        prior = AdditivePrior.from_pairs(space.layout, [pair.architecture for pair in alone], damages)
     return AccuracyPredictor.fit(
         space.layout,
         [pair.architecture for pair in pairs],
@@ -63,8 +61,24 @@ def fit_pairs(
         protocol=protocol,
         expansions=[expansion_of(space, each) for each in slopes] if target == "kl" else [],
         stream=stream,
+        prior=prior,
         seed=seed,
     )
+
+
+def _targeted(
+    space: SearchSpace, pairs: Sequence[Pair], target: Literal["kl", "perplexity"]
+) -> tuple[Target, list[float]]:
+    """Return what is predicted and its measured values (pairs,)."""
+    if target == "kl":
+        return Target(), [pair.measurement.kl for pair in pairs]
+    dense = Architecture.dense(space.layout)
+    own = next((pair.measurement.perplexity for pair in pairs if pair.architecture == dense), None)
+    if own is None:
+        raise PredictorError(
+            "A predictor of perplexity must know the dense model's, but it is not among the pairs; measure it."
+        )
+    return Target("perplexity", own), [pair.measurement.perplexity for pair in pairs]
 
 
 def stream_of(stream: Stream) -> ResidualStream:

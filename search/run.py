@@ -10,7 +10,7 @@ pairs of an undisturbed run.
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,14 @@ from search.export.best import export_installed
 from search.folder import RunFolder, write_json
 from search.job import Run
 from search.learned import learned_record
-from search.objective import fit_pairs, predictor_score
+from search.objective import predictor_score
 from search.progress import Reporter
 from search.proposals import evolve
 from search.report import write_report
 from search.results import best_record, pair_rows
 from search.session import open_dense, save_predictors
 from search.strategies import search_by
-from space import Architecture, BudgetError, PredictorError, SecateurError
+from space import Architecture, BudgetError, PredictorError, SearchSpace, SecateurError
 
 # Shares of the cut at which the report shows what the predictor would choose under another budget.
 _FRONTIER = (0.25, 0.5, 0.75, 1.25)
@@ -79,29 +79,42 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
         reporter.say(f"{files.path} is finished already; nothing to do")
         return files.best()
     space = config.search_space(dense.layout)
-    # A budget that baselines cannot meet is refused here.
-    fixed = fixed_allocations(space, config.criterion.criterion.group)
+    fixed_allocations(space, config.criterion.criterion.group)  # a budget that baselines cannot meet is refused here
     with files.locked():
         texts = _begin(config, files, dense, reporter)
         agreement = _check_dtype(dense, texts, reporter)
         store = PairStore(files.measurements_file)
         started -= store.seconds_measured()  # by earlier processes: a run that was stopped took its time as well
-        with reporter.stage("Calibrating", dense.layout.layers, "layers") as advance:
-            judge = Evaluator(
-                dense,
-                texts,
-                store,
-                criterion=config.criterion.criterion,
-                folder=files.prepared,
-                progress=advance,
-                kernels=config.kernels,
-            )
-        baselines = fixed | scored_allocations(space, judge.surgeon)
-        run = Run(config, files, reporter, judge, space, baselines, [], [], agreement)
+        run = at_work(config, files, reporter, dense, texts, store, space, agreement)
         reporter.say(f"{dense.layout.layers} layers, 10^{space.size_log10:.0f} architectures, budget {config.budget}")
-        best = _search(run, started)
+        best = _write(run, find(run), started)
         store.close()
     return best
+
+
+def at_work(
+    config: RunConfig,
+    files: RunFolder,
+    reporter: Reporter,
+    dense: DenseModel,
+    texts: Texts,
+    store: PairStore,
+    space: SearchSpace,
+    agreement: Agreement | None,
+) -> Run:
+    """Calibrate, or take what is calibrated, and return the run that has measured nothing yet."""
+    with reporter.stage("Calibrating", dense.layout.layers, "layers") as advance:
+        judge = Evaluator(
+            dense,
+            texts,
+            store,
+            criterion=config.criterion.criterion,
+            folder=files.prepared,
+            progress=advance,
+            kernels=config.kernels,
+        )
+    baselines = fixed_allocations(space, config.criterion.criterion.group) | scored_allocations(space, judge.surgeon)
+    return Run(config, files, reporter, judge, space, baselines, [], [], agreement)
 
 
 def _begin(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter) -> Texts:
@@ -140,7 +153,27 @@ def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
     return texts
 
 
-def _search(run: Run, started: float) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """All that a run measures.
+
+    Args:
+        winner: the architecture chosen.
+        everyone: the baselines and, as `winner`, the winner.
+        measured: by split, then by name in `everyone`.
+        plain: baselines without the criterion's update, on the report text.
+        predictor: the last one fitted; None where too little was measured for one.
+    """
+
+    winner: Architecture
+    everyone: dict[str, Architecture]
+    measured: dict[str, dict[str, Measurement]]
+    plain: dict[str, tuple[Architecture, Measurement]]
+    predictor: AccuracyPredictor | None
+
+
+def find(run: Run) -> Found:
+    """Measure all that is to be measured, and choose."""
     # What a run under another budget measured, where this one resumes it.
     run.pairs += run.evaluator.store.pairs(run.protocol, [EARLIER])
     run.measure("Measuring baselines", list(run.baselines.values()), "baseline")
@@ -150,20 +183,27 @@ def _search(run: Run, started: float) -> dict[str, Any]:
     if predictor := _fitted(run):
         _measure_frontier(run, predictor)
         predictor = run.fit()
-        save_predictors(run.folder, run.space, run.pairs, predictor)
     everyone = {**baselines, "winner": champion}
     measured = {split: _measure_all(run, everyone, split) for split in ("search", "validate", "report")}
+    return Found(champion, everyone, measured, _measure_plain(run, baselines), predictor)
+
+
+def _write(run: Run, found: Found, started: float) -> dict[str, Any]:
+    """Write what was found into the run folder, export the winner, and return the content of best.json."""
+    predictor = found.predictor
+    if predictor:
+        save_predictors(run.folder, run.space, run.pairs, predictor, run.alone_elsewhere)
     best = best_record(
         run.config,
         run.evaluator,
         run.space,
-        everyone,
-        measured,
-        _measure_plain(run, baselines),
+        found.everyone,
+        found.measured,
+        found.plain,
         predictor,
-        _unseen(run, champion, predictor) if predictor else None,
+        _unseen(run, found.winner, predictor) if predictor else None,
         run.rounds,
-        learned_record(predictor, run.pairs, champion, run.refinement) if predictor else {},
+        learned_record(predictor, run.pairs, found.winner, run.refinement) if predictor else {},
         time.perf_counter() - started,
         describe_environment(run.evaluator.dense, run.agreement),
     )
@@ -188,8 +228,7 @@ def _unseen(run: Run, winner: Architecture, predictor: AccuracyPredictor) -> Pre
     others = [pair for pair in run.pairs if pair.architecture != winner]
     slopes = [each for each in run.slopes if each.architecture != winner]
     try:
-        told = fit_pairs(run.space, others, run.protocol, run.config.seed, slopes, predictor.stream)
-        return told.predict([winner])
+        return run.fit_on(others, slopes).predict([winner])
     except PredictorError:  # without that one they are too few
         return predictor.predict([winner])
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +66,22 @@ def refit(run: RunFolder, seed: int | None = None, out: Path | None = None) -> d
         RunFolderError: nothing was measured yet.
         PredictorError: the pairs cannot carry a predictor; the old one stays.
     """
-    predictor, pairs = _fitted(run, seed)
+    predictor, known = _fitted(run, seed)
+    pairs = known.pairs
     if out is None:
-        save_predictors(run, run.config().search_space(run.layout()), pairs, predictor)
+        save_predictors(run, run.config().search_space(run.layout()), pairs, predictor, known.alone)
     else:
         predictor.save(out)
     return _told(predictor, [pair.architecture for pair in pairs], [pair.measurement.kl for pair in pairs])
 
 
-def save_predictors(run: RunFolder, space: SearchSpace, pairs: Sequence[Pair], predictor: AccuracyPredictor) -> None:
+def save_predictors(
+    run: RunFolder,
+    space: SearchSpace,
+    pairs: Sequence[Pair],
+    predictor: AccuracyPredictor,
+    alone: Sequence[Pair] = (),
+) -> None:
     """Save a run's predictor of KL, and one of perplexity on the same pairs, where they can carry it.
 
     Args:
@@ -82,13 +89,13 @@ def save_predictors(run: RunFolder, space: SearchSpace, pairs: Sequence[Pair], p
         space: whose layout the pairs are of.
         pairs: what the predictor was fitted on.
         predictor: that of KL.
+        alone: sub-blocks measured alone, where they are not among the pairs.
     """
     predictor.save(run.predictor)
     # Without the dense model among the pairs, or where noise makes pruned models no worse, there is none.
     with suppress(PredictorError):
-        other = fit_pairs(
-            space, pairs, predictor.protocol, predictor.seed, stream=predictor.stream, target="perplexity"
-        )
+        protocol, seed, stream = predictor.protocol, predictor.seed, predictor.stream
+        other = fit_pairs(space, pairs, protocol, seed, stream=stream, target="perplexity", alone=alone)
         other.save(run.predictor_of(other.target.title))
 
 
@@ -134,35 +141,59 @@ def rewrite_report(run: RunFolder) -> Path:
     """
     best = run.best()
     if best["quality"]:
-        predictor, pairs = _fitted(run, None)
-        return write_report(run.path, best, pair_rows(pairs, run.layout(), predictor))
-    _, pairs, *_ = _search_pairs(run)
-    return write_report(run.path, best, pair_rows(pairs, run.layout(), None))
+        predictor, known = _fitted(run, None)
+        return write_report(run.path, best, pair_rows(known.pairs, run.layout(), predictor))
+    return write_report(run.path, best, pair_rows(_known(run).pairs, run.layout(), None))
 
 
-def _fitted(run: RunFolder, seed: int | None) -> tuple[AccuracyPredictor, list[Pair]]:
-    config = run.config()
-    protocol, pairs, slopes, stream = _search_pairs(run)
-    space = config.search_space(run.layout())
-    return fit_pairs(space, pairs, protocol, config.seed if seed is None else seed, slopes, stream), pairs
+def _fitted(run: RunFolder, seed: int | None) -> tuple[AccuracyPredictor, "_Known"]:
+    config, known = run.config(), _known(run)
+    space, seed = config.search_space(run.layout()), config.seed if seed is None else seed
+    return fit_pairs(space, known.pairs, known.protocol, seed, known.slopes, known.stream, alone=known.alone), known
 
 
-def _search_pairs(run: RunFolder) -> tuple[str, list[Pair], list[Slopes], ResidualStream | None]:
-    """Return the protocol of the search text, its pairs and slopes, and how the residual stream moves on it."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a run measured on its search text.
+
+    Args:
+        protocol: fingerprint of its protocol.
+        pairs: measured on all of it.
+        alone: sub-blocks measured alone on its beginning, where they were.
+        slopes: at some of the pairs.
+        stream: how the dense model's residual stream moves on it.
+    """
+
+    protocol: str
+    pairs: list[Pair]
+    alone: list[Pair]
+    slopes: list[Slopes]
+    stream: ResidualStream | None
+
+
+def _known(run: RunFolder) -> _Known:
     if not run.measurements_file.exists():
         raise RunFolderError(
             f"A run must have measured pairs, but {str(run.path)!r} has none yet; go on with the command that began it."
         )
     store = PairStore(run.measurements_file)
     try:
-        protocols = [key for key, protocol in store.protocols().items() if protocol.split == "search"]
+        splits = {key: protocol.split for key, protocol in store.protocols().items()}
+        protocols = [key for key, split in splits.items() if split == "search"]
         if len(protocols) != 1:
             raise RunFolderError(
                 f"A run must have pairs of one search protocol, but {str(run.path)!r} has {len(protocols)}; "
                 "go on with the command that began it."
             )
         stream = store.stream(protocols[0])
-        known = None if stream is None else stream_of(stream)
-        return protocols[0], store.pairs(protocols[0]), store.slopes(protocols[0]), known
+        beginning = f"search:{run.config().search.prior_sequences}"
+        alone = [pair for key, split in splits.items() if split == beginning for pair in store.pairs(key, ["prior"])]
+        return _Known(
+            protocols[0],
+            store.pairs(protocols[0]),
+            alone,
+            store.slopes(protocols[0]),
+            None if stream is None else stream_of(stream),
+        )
     finally:
         store.close()

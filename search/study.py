@@ -15,11 +15,12 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DatabaseError
 
+from evaluator import is_forgotten, this_process
 from search.sampler import ArchitectureSampler, architecture_of, distributions
 from space import Architecture, RunFolderError, SearchSpace
 
 STUDY = "search"
-_RECORDS, _MADE_FROM = "rounds", "made_from"
+_RECORDS, _MADE_FROM, _OWNER = "rounds", "made_from", "owner"
 
 Measure = Callable[[Architecture, str], float]  # and why it is measured
 
@@ -60,8 +61,9 @@ class ArchitectureStudy:
         if study.user_attrs.get(_MADE_FROM, made_from) != made_from:
             optuna.delete_study(study_name=STUDY, storage=self._storage)
             study = optuna.create_study(storage=self._storage, study_name=STUDY, sampler=self._sampler)
-        for stale in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(stale.number, state=TrialState.FAIL)  # of a run that was killed
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if _is_stale(trial):  # of a run that was killed
+                study.tell(trial.number, state=TrialState.FAIL)
         if _MADE_FROM not in study.user_attrs:
             study.set_user_attr(_MADE_FROM, made_from)
             study.set_user_attr(_RECORDS, [])
@@ -127,21 +129,39 @@ class ArchitectureStudy:
             progress(1)
 
     def ask(self, number: int, origin: str, measure: Measure) -> Architecture:
-        """Measure what the sampler proposes next and return it."""
-        choices: dict[str, BaseDistribution] = dict(distributions(self._space))
-        trial = self._study.ask(fixed_distributions=choices)
-        architecture = architecture_of(self._space, trial.params)
-        try:
-            for name, value in (("fingerprint", architecture.fingerprint), ("origin", origin), ("round", number)):
-                trial.set_user_attr(name, value)
-            self._study.tell(trial, measure(architecture, origin))
-        except BaseException:
-            # Ctrl-C too: a trial that nobody finishes would keep its architecture from being proposed again.
-            self._study.tell(trial, state=TrialState.FAIL)
-            raise
-        return architecture
+        """Measure what the sampler proposes next and return it; several processes may ask one study."""
+        while True:
+            choices: dict[str, BaseDistribution] = dict(distributions(self._space))
+            trial = self._study.ask(fixed_distributions=choices)
+            try:
+                trial.set_user_attr(_OWNER, this_process())
+                architecture = architecture_of(self._space, trial.params)
+                if self._is_taken(trial.number, trial.params):
+                    self._study.tell(trial, state=TrialState.FAIL)
+                    continue
+                for name, value in (("fingerprint", architecture.fingerprint), ("origin", origin), ("round", number)):
+                    trial.set_user_attr(name, value)
+                self._study.tell(trial, measure(architecture, origin))
+            except BaseException:
+                # Ctrl-C too: a trial that nobody finishes would keep its architecture from being proposed again.
+                self._study.tell(trial, state=TrialState.FAIL)
+                raise
+            return architecture
+
+    def _is_taken(self, number: int, params: Mapping[str, Any]) -> bool:
+        """Return whether an earlier trial has the same architecture: two that ask at once may be told the same."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+        return any(each.number < number and each.params == params for each in trials)
 
     def close(self) -> None:
         """Release the file."""
         self._storage.remove_session()
         self._storage.engine.dispose()
+
+
+def _is_stale(trial: FrozenTrial) -> bool:
+    """Return whether the process that measured a trial is gone; it signs right after the trial has begun."""
+    owner = trial.user_attrs.get(_OWNER)
+    assert trial.datetime_start is not None
+    # A container gives every process that it starts the same number.
+    return owner in (None, this_process()) or is_forgotten(owner, trial.datetime_start.timestamp())

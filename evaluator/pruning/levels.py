@@ -7,6 +7,7 @@ the disk keeps the rest as it can. Others are kept in memory up to another limit
 
 import hashlib
 import json
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,6 +23,7 @@ MEMORY_BYTES = 2**29
 DISK_BYTES = 2**32
 # Mapping a level takes a tenth of a millisecond, writing it some: only what takes far longer to make is worth the disk.
 SLOW_SECONDS = 0.02
+_ABANDONED_SECONDS = 600.0  # after which nobody is still writing a file
 
 _DTYPES = {
     "F64": torch.float64,
@@ -49,6 +51,9 @@ class Levels:
         self._limits = memory_bytes, disk_bytes
         self._levels: OrderedDict[str, Level] = OrderedDict()
         self._memory = 0
+        for left in folder.glob("*.partial") if folder else ():
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink(missing_ok=True)  # of a process that was killed
         self._disk = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
 
     def get(self, key: str, make: Callable[[], Level]) -> Level:
@@ -102,7 +107,7 @@ class Levels:
         if file is None or self._disk + _bytes(level) > self._limits[1]:
             return False  # before anything is written, which takes its time
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".partial")
+        beside = file.with_suffix(f".{os.getpid()}.partial")  # another process may be making the same
         save_file({name: tensor.cpu().contiguous() for name, tensor in level.items()}, beside)
         size = beside.stat().st_size
         if self._disk + size > self._limits[1]:

@@ -28,9 +28,9 @@ def additive(run: Run, tokens: float) -> None:
         singles += rounding_architectures(run.space)
     with run.spending("Additive search", tokens) as advance:
         for architecture in singles:
-            run.score([architecture], "prior")
+            run.alone += run.score([architecture], "prior")
             advance()
-        scores = column_scores(run.space, additive_prior(run.space, run.pairs))
+        scores = column_scores(run.space, additive_prior(run.space, run.alone))
         for row in islice(lowest_sums(run.space, scores, _APART), _MOST):
             if run.spent >= tokens:
                 return

@@ -46,7 +46,7 @@ def predicted(run: Run, tokens: float) -> None:
     singles = prior_architectures(run.space)
     if run.evaluator.dense.dtype != "float32":
         singles += rounding_architectures(run.space)
-    run.measure("Measuring each sub-block alone", singles, "prior")
+    run.measure_alone(singles)
     sampler = ArchitectureSampler(run.space, run.config.seed, settings.candidates, settings.generations, settings.picks)
     study = ArchitectureStudy(run.folder.study_file, run.space, sampler, _made_from(run))
     try:
@@ -104,7 +104,9 @@ def _measure(
         return pair.measurement.kl
 
     with run.reporter.stage(title, len(planned), "architectures") as advance:
-        study.measure(number, planned, origin, measure, advance)
+        # All, before the first is told: of a run that two processes work on each takes its share.
+        run.evaluator.measure(planned, "search", origin, advance)
+        study.measure(number, planned, origin, measure)
 
 
 def _round(

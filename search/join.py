@@ -1,0 +1,62 @@
+"""Measuring along with a run that another process works on."""
+
+from pathlib import Path
+
+from evaluator import PairStore
+from search.folder import RunFolder
+from search.progress import Reporter
+from search.run import at_work, find
+from search.session import open_dense
+from space import RunFolderError
+
+
+def join_search(folder: str | Path, reporter: Reporter | None = None) -> int:
+    """Measure along with a run that another process works on, until there is nothing left to measure.
+
+    Both do the same in the same order, and each measures what the other has not begun. What is found is written by the
+    process that the run belongs to.
+
+    Args:
+        folder: run folder of a run that has begun to measure.
+        reporter: tells a person about the progress; None is quiet.
+
+    Returns:
+        How many architectures this process measured.
+
+    Raises:
+        RunFolderError: the folder holds no run, or one that is finished or has not begun to measure.
+        SecateurError: the model cannot be opened any more.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    files = RunFolder(Path(folder))
+    config = files.config()
+    if files.best_file.exists():
+        raise RunFolderError(
+            f"A run to join must be at work, but {str(files.path)!r} is finished; see its report.html."
+        )
+    if not files.measurements_file.exists():
+        raise RunFolderError(
+            f"A run to join must have begun to measure, but {str(files.path)!r} has not; wait until it is calibrated."
+        )
+    with reporter.stage(f"Opening {config.model}", 1, "models") as advance:
+        dense = open_dense(config)
+        advance(1)
+    files.keep_layout(config.model, dense.weights_hash, dense.layout)
+    store = PairStore(files.measurements_file)
+    try:
+        with files.copied_study() as own:
+            run = at_work(config, own, reporter, dense, files.texts(), store, config.search_space(dense.layout), None)
+            find(run)
+    finally:
+        store.close()
+    return run.evaluator.measured
+
+
+def _has_begun(files: RunFolder) -> bool:
+    if not files.measurements_file.exists():
+        return False
+    store = PairStore(files.measurements_file)
+    try:
+        return bool(store.protocols())
+    finally:
+        store.close()
