@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from predictor import AccuracyPredictor, Prediction, Target, curve_of, feature_names
+from predictor import AccuracyPredictor, AdditivePrior, Prediction, Target, curve_of, feature_names
 from space import Architecture, PredictorError, genes_of
 from tests.predictor.conftest import pairs_of
 from tests.predictor.synthetic import DENSE, SINGLES, SPACE, draw, measure
@@ -53,6 +53,22 @@ def test_intervals_cover_about_what_they_say():
         assert (prediction.value < prediction.upper).all()
         covered.append(np.mean((prediction.lower <= truth) & (truth <= prediction.upper)))
     assert 0.85 < np.mean(covered) < 0.95
+
+
+def test_a_prior_may_come_from_elsewhere():
+    train, test = draw(60, 0), draw(40, 5)
+    values = measure(SINGLES + train, 0)
+    alone, own = values[: len(SINGLES)], values[len(SINGLES) :]
+    prior = AdditivePrior.from_pairs(SMOLLM2_135M, SINGLES, alone)
+    with_singles = AccuracyPredictor.fit(SMOLLM2_135M, SINGLES + train, values)
+    assert same(AccuracyPredictor.fit(SMOLLM2_135M, train, own, prior=prior).predict(test), with_singles.predict(test))
+    half = AdditivePrior.from_pairs(SMOLLM2_135M, SINGLES, [value / 2 for value in alone])
+    told = AccuracyPredictor.fit(SMOLLM2_135M, train, own, prior=half)
+    assert told.prior == half
+    truth = measure(test, 0)
+    assert np.median(told.predict(test).value / truth) == pytest.approx(1, abs=0.1)  # the pairs tell how much it is
+    with pytest.raises(PredictorError, match=r"additive prior must be of the model"):
+        AccuracyPredictor.fit(PICO, train, own, prior=prior)
 
 
 def test_says_what_it_was_fitted_on(predictor):

@@ -1,0 +1,54 @@
+"""Sub-blocks measured alone on the beginning of the search text make the prior of pairs measured on all of it."""
+
+import json
+
+import pytest
+
+from evaluator import PairStore
+from predictor import AccuracyPredictor
+from search.another_budget import answer, config_of
+from search.config import load_config
+from search.folder import RunFolder
+from search.objective import additive_prior
+from search.run import run_search
+from search.session import refit, rewrite_report
+from space import Architecture, cost_of
+
+
+@pytest.fixture(scope="module")
+def folder(small_config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("beginning") / "run"
+    run_search(load_config(small_config, {"search.prior_sequences": 2, "search.rounds": 1}), path)
+    return RunFolder(path)
+
+
+@pytest.fixture(scope="module")
+def by_split(folder):
+    store = PairStore(folder.measurements_file)
+    found = {protocol.split: store.pairs(key) for key, protocol in store.protocols().items()}
+    store.close()
+    return found
+
+
+def test_the_prior_is_of_the_beginning_and_all_else_of_the_whole(folder, by_split):
+    assert {pair.origin for pair in by_split["search:2"]} == {"prior"}
+    assert "prior" not in {pair.origin for pair in by_split["search"]}
+    predictor = AccuracyPredictor.load(folder.predictor)
+    assert predictor.prior == additive_prior(folder.config().search_space(folder.layout()), by_split["search:2"])
+    assert predictor.quality.pairs > 20
+    assert predictor.quality.kendall_tau > 0.3
+
+
+def test_what_is_fitted_anew_is_what_the_run_fitted(folder):
+    before = {path: AccuracyPredictor.load(path).quality for path in folder.predictors()}
+    assert len(before) == 2  # of KL and of perplexity
+    refit(folder)
+    assert {path: AccuracyPredictor.load(path).quality for path in folder.predictors()} == before
+    assert rewrite_report(folder).exists()
+
+
+def test_it_answers_for_another_budget(folder):
+    told = answer(folder, config_of(folder, {"budget": ["parameters=0.6"]}))
+    found = cost_of(folder.layout(), Architecture.from_dict(told["architecture"]))
+    assert found.parameters == told["cost"]["parameters"]
+    assert told["predicted"]["kl"]["value"] > json.loads(folder.best_file.read_text())["measured"]["search"]["kl"]
