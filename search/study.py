@@ -4,6 +4,8 @@ Study, storage, dashboard (`optuna-dashboard sqlite:///study.db`) and resuming a
 on with the trials that are there, and ends as if it had not been.
 """
 
+import os
+import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +14,10 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
-from search.sampler import ArchitectureSampler, architecture_of, distributions
+from search.sampler import ArchitectureSampler, architecture_of, distributions, params_of
 from space import Architecture, RunFolderError, SearchSpace
 
 STUDY = "search"
@@ -128,18 +130,34 @@ class ArchitectureStudy:
 
     def ask(self, number: int, origin: str, measure: Measure) -> Architecture:
         """Measure what the sampler proposes next and return it."""
-        choices: dict[str, BaseDistribution] = dict(distributions(self._space))
-        trial = self._study.ask(fixed_distributions=choices)
-        architecture = architecture_of(self._space, trial.params)
+        architecture = self._sampler.propose(self._study)
+        trial = self._begin(architecture, number, origin)
         try:
-            for name, value in (("fingerprint", architecture.fingerprint), ("origin", origin), ("round", number)):
-                trial.set_user_attr(name, value)
             self._study.tell(trial, measure(architecture, origin))
         except BaseException:
             # Ctrl-C too: a trial that nobody finishes would keep its architecture from being proposed again.
             self._study.tell(trial, state=TrialState.FAIL)
             raise
         return architecture
+
+    def _begin(self, architecture: Architecture, number: int, origin: str) -> int:
+        """Add a trial that is running and return its number.
+
+        Added whole it is one transaction; `Study.ask` takes one for each parameter, each waiting for the disk.
+        """
+        attributes = {
+            "fingerprint": architecture.fingerprint,
+            "origin": origin,
+            "round": number,
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+        }
+        choices: dict[str, BaseDistribution] = dict(distributions(self._space))
+        params = params_of(self._space, architecture)
+        self._study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=params, distributions=choices, user_attrs=attributes)
+        )
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return max(each.number for each in running if each.user_attrs == attributes)
 
     def close(self) -> None:
         """Release the file."""
