@@ -21,7 +21,7 @@ from search.sampler import ArchitectureSampler, architecture_of, distributions, 
 from space import Architecture, RunFolderError, SearchSpace
 
 STUDY = "search"
-_RECORDS, _MADE_FROM = "rounds", "made_from"
+_RECORD, _MADE_FROM = "round ", "made_from"
 
 Measure = Callable[[Architecture, str], float]  # and why it is measured
 
@@ -66,7 +66,6 @@ class ArchitectureStudy:
             study.tell(stale.number, state=TrialState.FAIL)  # of a run that was killed
         if _MADE_FROM not in study.user_attrs:
             study.set_user_attr(_MADE_FROM, made_from)
-            study.set_user_attr(_RECORDS, [])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # a label for the dashboard
                 study.set_metric_names(["measured KL"])
@@ -75,11 +74,12 @@ class ArchitectureStudy:
     @property
     def records(self) -> list[dict[str, Any]]:
         """What the finished rounds said of themselves."""
-        return list(self._study.user_attrs[_RECORDS])
+        kept = [value for name, value in self._study.user_attrs.items() if name.startswith(_RECORD)]
+        return sorted(kept, key=lambda record: record["round"])
 
     def finish_round(self, record: Mapping[str, Any]) -> None:
-        """Keep what a round that is over says of itself."""
-        self._study.set_user_attr(_RECORDS, [*self.records, dict(record)])
+        """Keep what a round that is over, whose number is its `round`, says of itself."""
+        self._study.set_user_attr(f"{_RECORD}{record['round']}", dict(record))
 
     def trials(self, number: int) -> list[tuple[Architecture, str]]:
         """Return the measured architectures of a round and why each was measured, in order."""

@@ -5,8 +5,10 @@ import sqlite3
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy
+from optuna.trial import TrialState
 
-from search.sampler import architecture_of
+from search.sampler import architecture_of, distributions
 from search.study import STUDY, ArchitectureStudy
 from space import RunFolderError
 from tests.predictor.synthetic import SPACE, draw, measure
@@ -50,6 +52,21 @@ def test_every_measurement_is_a_trial_that_optuna_reads(tmp_path):
     assert found.best_trial.params["02.mlp"] == str(architecture_of(SPACE, found.best_trial.params).layers[2].mlp_width)
 
 
+def test_others_see_a_trial_whole_while_it_is_measured(tmp_path):
+    study, commits = opened(tmp_path), []
+    sqlalchemy.event.listen(study._storage.engine, "commit", commits.append)
+
+    def look(architecture, origin):
+        other = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{tmp_path / 'study.db'}")
+        [trial] = other.get_trials(states=(TrialState.RUNNING,))
+        assert architecture_of(SPACE, trial.params) == architecture
+        assert (trial.user_attrs["round"], trial.user_attrs["origin"]) == (2, origin)
+        return 0.5
+
+    study.measure(2, MEASURED[:2], "searched", look)
+    assert 0 < len(commits) < len(distributions(SPACE))  # each waits for the disk
+
+
 def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     first = opened(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -60,9 +77,11 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     second.measure(0, MEASURED[:6], "random", meter)
     assert meter.asked == [(each, "random") for each in MEASURED[:6]]  # those that are known for their order
     assert second.trials(0) == [(each, "random") for each in MEASURED[:6]]
-    second.finish_round({"round": 1})
+    rounds = [{"round": number, "best_kl": 1 / number} for number in (1, 2, 10)]
+    for record in rounds:
+        second.finish_round(record)
     second.close()
-    assert opened(tmp_path).records == [{"round": 1}]
+    assert opened(tmp_path).records == rounds
 
 
 def test_a_plan_does_not_depend_on_what_its_round_measured_already(tmp_path, knowledge):
