@@ -14,7 +14,6 @@ import typer
 import yaml
 from rich.console import Console
 
-from search.another_budget import answer, begin_from, config_of, told_in_words
 from search.config import RunConfig, load_config
 from search.folder import RunFolder
 from search.progress import Reporter
@@ -94,6 +93,8 @@ def run(
             raise SettingError(
                 "--resume takes the settings of the run that it resumes, but --config was given; leave it out."
             )
+        from search.another_budget import begin_from
+
         settings, folder, told = _answered(RunFolder(resume), out, overrides, quiet=as_json)
         if predict_only:
             if as_json:
@@ -107,6 +108,8 @@ def _answered(
     old: RunFolder, out: Path | None, overrides: dict[str, Any], quiet: bool
 ) -> tuple[RunConfig, Path, dict[str, Any]]:
     """Answer a new budget on an old run; return the settings and the folder of a run under it, and the answer."""
+    from search.another_budget import answer, config_of, told_in_words
+
     settings = config_of(old, overrides)
     told = answer(old, settings)
     if not quiet:
@@ -172,11 +175,11 @@ def measure(
 
     They are measured with the run's model, text and criterion; those on the search text count in the next fit.
     """
-    from search.session import open_evaluator
-
     _one_of("split", split, ("search", "validate", "report"))
     opened = RunFolder(folder)
     architectures = _architectures(files, _space(opened))
+    from search.session import open_evaluator  # not before: a refusal need not wait for torch
+
     reporter = Reporter(quiet=as_json)
     with opened.locked(), open_evaluator(opened) as judge:
         with reporter.stage("Measuring", len(architectures), "architectures") as advance:
@@ -253,12 +256,12 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Ask what an architecture would measure, loading no model."""
-    from predictor import AccuracyPredictor
-
     opened = RunFolder(folder)
     space = _space(opened)
     asked = _architectures(files, space) if files else [Architecture.from_dict(opened.best()["architecture"])]
     asked = [_changed(architecture, changes or [], space) for architecture in asked]
+    from predictor import AccuracyPredictor  # not before: a refusal need not wait for scikit-learn
+
     predictors = [AccuracyPredictor.load(path) for path in ([by] if by else opened.predictors())]
     if ask:
         from search.prompt import converse
@@ -297,11 +300,11 @@ def predict(
 @app.command(epilog="Example: secateur report runs/smollm2-135m-parameters-0.8")
 def report(folder: RunArgument, as_json: Json = False) -> None:
     """Print a finished run's comparison and write report.html anew."""
+    opened = RunFolder(folder)
+    best = opened.best()
     from search.report import print_report
     from search.session import rewrite_report
 
-    opened = RunFolder(folder)
-    best = opened.best()
     page = rewrite_report(opened)
     if as_json:
         _print_json({"report": str(page), **best})

@@ -8,7 +8,6 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from predictor import FEWEST_PAIRS
 from space import Budget, Criterion, Layout, SearchSpace, SettingError, Update, Weights, Widths, build_space
 
 
@@ -109,6 +108,10 @@ class SearchConfig(_Settings):
 
     @model_validator(mode="after")
     def _enough_pairs(self) -> Self:
+        if not self.model_fields_set & {"random_pairs", "profile_pairs", "guided_pairs"}:
+            return self  # the defaults are enough, and the libraries of a predictor take seconds to load
+        from predictor import FEWEST_PAIRS
+
         if self.random_pairs + self.profile_pairs + self.guided_pairs < FEWEST_PAIRS:
             raise ValueError(
                 f"random_pairs, profile_pairs and guided_pairs must add up to {FEWEST_PAIRS} or more to fit a predictor"

@@ -85,24 +85,35 @@ class ArchitectureSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Propose an architecture that no trial has."""
+        return params_of(self._space, self.propose(study, trial.number))
+
+    def propose(self, study: optuna.Study, number: int | None = None) -> Architecture:
+        """Return an architecture that no trial has.
+
+        Args:
+            study: whose trials count.
+            number: of the trial that it is for, where that is one of the study's already.
+        """
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-        others = [each for each in trials if each.number != trial.number and each.params]
+        # A trial that another process asks for at this moment gets its parameters one by one.
+        whole = len(self._space.units)
+        others = [each for each in trials if each.number != number and len(each.params) == whole]
         taken = {self._architecture(each) for each in others}
         while self._queue:
             if (next_ := self._queue.popleft()) not in taken:
-                return params_of(self._space, next_)
+                return next_
         done = sorted((each for each in others if each.state == TrialState.COMPLETE), key=lambda each: each.number)
         rng = np.random.default_rng([self.seed, len(done)])  # a trial that failed has a number, and no part in this
         if self._knowledge is not None:
             population = {self._architecture(each): float(each.value or 0.0) for each in done}
             self._queue.extend(pick for pick, _ in self.plan(population, taken, rng))
             if self._queue:
-                return params_of(self._space, self._queue.popleft())
+                return self._queue.popleft()
         for _ in range(_NEW_TRIES):
             [drawn] = self._space.decode(sample(self._space, 1, rng))
             if drawn not in taken:
                 break
-        return params_of(self._space, drawn)  # in a space that was all seen, again
+        return drawn  # in a space that was all seen, again
 
     def plan(
         self, population: dict[Architecture, float], taken: Iterable[Architecture], rng: np.random.Generator

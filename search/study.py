@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
 from evaluator import is_forgotten, this_process
-from search.sampler import ArchitectureSampler, architecture_of, distributions
+from search.sampler import ArchitectureSampler, architecture_of, distributions, params_of
 from space import Architecture, RunFolderError, SearchSpace
 
 STUDY = "search"
-_RECORDS, _MADE_FROM, _OWNER = "rounds", "made_from", "owner"
+_RECORD, _MADE_FROM, _WORKER = "round ", "made_from", "worker"
 
 Measure = Callable[[Architecture, str], float]  # and why it is measured
 
@@ -66,7 +66,6 @@ class ArchitectureStudy:
                 study.tell(trial.number, state=TrialState.FAIL)
         if _MADE_FROM not in study.user_attrs:
             study.set_user_attr(_MADE_FROM, made_from)
-            study.set_user_attr(_RECORDS, [])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # a label for the dashboard
                 study.set_metric_names(["measured KL"])
@@ -75,11 +74,12 @@ class ArchitectureStudy:
     @property
     def records(self) -> list[dict[str, Any]]:
         """What the finished rounds said of themselves."""
-        return list(self._study.user_attrs[_RECORDS])
+        kept = [value for name, value in self._study.user_attrs.items() if name.startswith(_RECORD)]
+        return sorted(kept, key=lambda record: record["round"])
 
     def finish_round(self, record: Mapping[str, Any]) -> None:
-        """Keep what a round that is over says of itself."""
-        self._study.set_user_attr(_RECORDS, [*self.records, dict(record)])
+        """Keep what a round that is over, whose number is its `round`, says of itself."""
+        self._study.set_user_attr(f"{_RECORD}{record['round']}", dict(record))
 
     def trials(self, number: int) -> list[tuple[Architecture, str]]:
         """Return the measured architectures of a round and why each was measured, in order."""
@@ -131,27 +131,43 @@ class ArchitectureStudy:
     def ask(self, number: int, origin: str, measure: Measure) -> Architecture:
         """Measure what the sampler proposes next and return it; several processes may ask one study."""
         while True:
-            choices: dict[str, BaseDistribution] = dict(distributions(self._space))
-            trial = self._study.ask(fixed_distributions=choices)
-            try:
-                trial.set_user_attr(_OWNER, this_process())
-                architecture = architecture_of(self._space, trial.params)
-                if self._is_taken(trial.number, trial.params):
-                    self._study.tell(trial, state=TrialState.FAIL)
-                    continue
-                for name, value in (("fingerprint", architecture.fingerprint), ("origin", origin), ("round", number)):
-                    trial.set_user_attr(name, value)
-                self._study.tell(trial, measure(architecture, origin))
-            except BaseException:
-                # Ctrl-C too: a trial that nobody finishes would keep its architecture from being proposed again.
-                self._study.tell(trial, state=TrialState.FAIL)
-                raise
-            return architecture
+            architecture = self._sampler.propose(self._study)
+            trial = self._begin(architecture, number, origin)
+            if not self._is_taken(trial, architecture):
+                break
+            self._study.tell(trial, state=TrialState.FAIL)
+        try:
+            self._study.tell(trial, measure(architecture, origin))
+        except BaseException:
+            # Ctrl-C too: a trial that nobody finishes would keep its architecture from being proposed again.
+            self._study.tell(trial, state=TrialState.FAIL)
+            raise
+        return architecture
 
-    def _is_taken(self, number: int, params: Mapping[str, Any]) -> bool:
-        """Return whether an earlier trial has the same architecture: two that ask at once may be told the same."""
-        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-        return any(each.number < number and each.params == params for each in trials)
+    def _is_taken(self, number: int, architecture: Architecture) -> bool:
+        """Return whether an earlier trial has an architecture: two that ask at once may be told the same."""
+        others = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+        params = params_of(self._space, architecture)
+        return any(each.number < number and each.params == params for each in others)
+
+    def _begin(self, architecture: Architecture, number: int, origin: str) -> int:
+        """Add a trial that is running and return its number.
+
+        Added whole it is one transaction; `Study.ask` takes one for each parameter, each waiting for the disk.
+        """
+        attributes = {
+            "fingerprint": architecture.fingerprint,
+            "origin": origin,
+            "round": number,
+            _WORKER: this_process(),
+        }
+        choices: dict[str, BaseDistribution] = dict(distributions(self._space))
+        params = params_of(self._space, architecture)
+        self._study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=params, distributions=choices, user_attrs=attributes)
+        )
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return max(each.number for each in running if each.user_attrs == attributes)
 
     def close(self) -> None:
         """Release the file."""
@@ -161,7 +177,7 @@ class ArchitectureStudy:
 
 def _is_stale(trial: FrozenTrial) -> bool:
     """Return whether the process that measured a trial is gone; it signs right after the trial has begun."""
-    owner = trial.user_attrs.get(_OWNER)
+    owner = trial.user_attrs.get(_WORKER)
     assert trial.datetime_start is not None
     # A container gives every process that it starts the same number.
     return owner in (None, this_process()) or is_forgotten(owner, trial.datetime_start.timestamp())

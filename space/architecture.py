@@ -56,7 +56,8 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {"layers": [asdict(layer) for layer in self.layers]}
+        # Some thousand times a run; `asdict` copies deeply and takes twenty times as long.
+        return {"layers": [{name: getattr(layer, name) for name in layer.__slots__} for layer in self.layers]}
 
     def to_json(self) -> str:
         """Return the canonical JSON text: sorted keys, no spaces, the same for equal architectures."""

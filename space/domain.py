@@ -51,6 +51,7 @@ class SearchSpace:
     whole_blocks: bool = False
     limits: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # (budgets,)
     _tables: tuple[NDArray[np.float64], ...] = field(init=False, repr=False, compare=False)
+    _positions: tuple[dict[Choice, int], ...] = field(init=False, repr=False, compare=False)  # of each column's choices
 
     def __post_init__(self) -> None:
         tables = tuple(
@@ -59,7 +60,9 @@ class SearchSpace:
         )
         dense = cost_of(self.layout, Architecture.dense(self.layout))
         limits = np.array([budget.limit(dense) for budget in self.budgets], dtype=np.float64)
+        positions = tuple({choice: index for index, choice in enumerate(options)} for options in self.choices)
         object.__setattr__(self, "_tables", tables)
+        object.__setattr__(self, "_positions", positions)
         object.__setattr__(self, "limits", limits)
         self._check_budgets(dense)
 
@@ -164,7 +167,6 @@ class SearchSpace:
         Raises:
             ArchitectureError: a gene has a value that the space does not allow.
         """
-        positions = [{choice: index for index, choice in enumerate(options)} for options in self.choices]
         rows = []
         for architecture in architectures:
             architecture.check(self.layout)
@@ -174,9 +176,9 @@ class SearchSpace:
                     (2 * i, Choice(layer.kv_groups, layer.attention_sparsity)),
                     (2 * i + 1, Choice(layer.mlp_width, layer.mlp_sparsity)),
                 ):
-                    if choice not in positions[column]:
+                    if choice not in self._positions[column]:
                         raise ArchitectureError(self._refusal(i, column, choice))
-                    row.append(positions[column][choice])
+                    row.append(self._positions[column][choice])
             rows.append(row)
         return np.array(rows, dtype=np.int16).reshape(-1, self.columns)
 

@@ -99,6 +99,13 @@ def test_two_that_ask_at_the_same_time_do_not_get_the_same(knowledge):
     assert len({architecture_of(SPACE, trial.params) for trial in trials}) == 4
 
 
+def test_a_trial_that_another_is_still_asking_for_is_no_architecture_yet(knowledge):
+    study = study_of(sampler(knowledge))
+    half = study.ask()
+    half.suggest_categorical("00.attention", distributions(SPACE)["00.attention"].choices)
+    assert asked(study, 1)[0] not in MEASURED
+
+
 def test_a_plan_says_what_it_expects_and_takes_nothing_that_is_taken(knowledge):
     own = sampler(knowledge)
     plan = own.plan(KL, KL, np.random.default_rng(0))

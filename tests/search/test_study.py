@@ -1,16 +1,24 @@
 """The study: a trial for every architecture measured, gone on with where it was stopped."""
 
+import socket
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy
+from optuna.trial import TrialState
 
-from search.sampler import architecture_of
+from search.sampler import architecture_of, distributions
 from search.study import STUDY, ArchitectureStudy
 from space import RunFolderError
 from tests.predictor.synthetic import SPACE, draw, measure
 from tests.search.test_sampler import MEASURED, learned, sampler
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,21 @@ def test_every_measurement_is_a_trial_that_optuna_reads(tmp_path):
     assert found.best_trial.params["02.mlp"] == str(architecture_of(SPACE, found.best_trial.params).layers[2].mlp_width)
 
 
+def test_others_see_a_trial_whole_while_it_is_measured(tmp_path):
+    study, commits = opened(tmp_path), []
+    sqlalchemy.event.listen(study._storage.engine, "commit", commits.append)
+
+    def look(architecture, origin):
+        other = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{tmp_path / 'study.db'}")
+        [trial] = other.get_trials(states=(TrialState.RUNNING,))
+        assert architecture_of(SPACE, trial.params) == architecture
+        assert (trial.user_attrs["round"], trial.user_attrs["origin"]) == (2, origin)
+        return 0.5
+
+    study.measure(2, MEASURED[:2], "searched", look)
+    assert 0 < len(commits) < len(distributions(SPACE))  # each waits for the disk
+
+
 def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     first = opened(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -60,9 +83,11 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path):
     second.measure(0, MEASURED[:6], "random", meter)
     assert meter.asked == [(each, "random") for each in MEASURED[:6]]  # those that are known for their order
     assert second.trials(0) == [(each, "random") for each in MEASURED[:6]]
-    second.finish_round({"round": 1})
+    rounds = [{"round": number, "best_kl": 1 / number} for number in (1, 2, 10)]
+    for record in rounds:
+        second.finish_round(record)
     second.close()
-    assert opened(tmp_path).records == [{"round": 1}]
+    assert opened(tmp_path).records == rounds
 
 
 def test_a_plan_does_not_depend_on_what_its_round_measured_already(tmp_path, knowledge):
@@ -116,3 +141,67 @@ def test_values_and_order_survive(tmp_path):
         states = {row[0] for row in connection.execute("SELECT state FROM trials")}
     assert states == {"COMPLETE"}
     assert [architecture for architecture, _ in opened(tmp_path).trials(0)] == order
+
+
+_WORKER = """
+import sys, time
+from pathlib import Path
+from search.study import ArchitectureStudy
+from tests.predictor.synthetic import SPACE, measure
+from tests.search.test_sampler import sampler
+
+folder, log = Path(sys.argv[1]), Path(sys.argv[2])
+
+def told(architecture, origin):
+    with log.open("a") as stream:
+        stream.write(architecture.fingerprint + "\\n")
+    time.sleep(0.05)
+    return measure([architecture], 0)[0]
+
+study = ArchitectureStudy(folder / "study.db", SPACE, sampler(), "here")
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(8):
+    study.ask(0, "random", told)
+"""
+
+
+def test_two_workers_on_one_study_measure_nothing_twice(tmp_path):
+    opened(tmp_path).close()
+    logs = [tmp_path / "first", tmp_path / "second"]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(tmp_path), str(log)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for log in logs
+    ]
+    for worker in workers:
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:  # the same seed, at the same time: without care they ask for the same
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    for worker in workers:
+        worker.communicate(timeout=120)
+        assert worker.returncode == 0
+    measured = [log.read_text().split() for log in logs]
+    assert [len(own) for own in measured] == [8, 8]
+    assert len(set(measured[0] + measured[1])) == 16
+    assert len(opened(tmp_path).trials(0)) == 16
+
+
+def test_a_trial_of_a_process_that_lives_is_left_alone(tmp_path):
+    study = opened(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        number = study._begin(MEASURED[0], 0, "random")
+        study._study._storage.set_trial_user_attr(
+            study._study.get_trials(deepcopy=False)[number]._trial_id, "worker", f"{socket.gethostname()}:{living.pid}"
+        )
+        study.close()
+        states = {trial.state.name for trial in opened(tmp_path)._study.get_trials()}
+        assert states == {"RUNNING"}
+        living.communicate(b"\n")
+    assert {trial.state.name for trial in opened(tmp_path)._study.get_trials()} == {"FAIL"}
