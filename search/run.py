@@ -10,6 +10,7 @@ pairs of an undisturbed run.
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from evaluator import (
 )
 from evaluator import prepare_texts as make_texts
 from predictor import AccuracyPredictor, Prediction
-from search import selection
+from search import pareto_set, selection
 from search.another_budget import EARLIER
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig
@@ -40,6 +41,7 @@ from search.folder import RunFolder, write_json
 from search.job import Run
 from search.learned import learned_record
 from search.objective import fit_pairs, predictor_score
+from search.pareto_set import ParetoSet, set_record
 from search.progress import Reporter
 from search.proposals import evolve
 from search.report import write_report
@@ -79,8 +81,9 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
         reporter.say(f"{files.path} is finished already; nothing to do")
         return files.best()
     space = config.search_space(dense.layout)
-    # A budget that baselines cannot meet is refused here.
+    # A budget that baselines cannot meet is refused here, and so are costs that cannot be traded.
     fixed = fixed_allocations(space, config.criterion.criterion.group)
+    fixed_allocations(config.ladder(space).corners()[-1], config.criterion.criterion.group)
     with files.locked():
         texts = _begin(config, files, dense, reporter)
         agreement = _check_dtype(dense, texts, reporter)
@@ -145,8 +148,8 @@ def _search(run: Run, started: float) -> dict[str, Any]:
     run.pairs += run.evaluator.store.pairs(run.protocol, [EARLIER])
     run.measure("Measuring baselines", list(run.baselines.values()), "baseline")
     search_by(run)
-    baselines = run.baselines | _best_random(run)
-    champion = _final(run)
+    champion, pareto = _final(run)
+    baselines = _compared(run, champion)
     if predictor := _fitted(run):
         _measure_frontier(run, predictor)
         predictor = run.fit()
@@ -164,6 +167,7 @@ def _search(run: Run, started: float) -> dict[str, Any]:
         _unseen(run, champion, predictor) if predictor else None,
         run.rounds,
         learned_record(predictor, run.pairs, champion, run.refinement) if predictor else {},
+        pareto,
         time.perf_counter() - started,
         describe_environment(run.evaluator.dense, run.agreement),
     )
@@ -194,15 +198,26 @@ def _unseen(run: Run, winner: Architecture, predictor: AccuracyPredictor) -> Pre
         return predictor.predict([winner])
 
 
-def _best_random(run: Run) -> dict[str, Architecture]:
+def _compared(run: Run, winner: Architecture) -> dict[str, Architecture]:
+    """Return the baselines: within the budgets, or of the winner's costs where they had a part in its choice."""
+    space, baselines = run.space, run.baselines
+    if run.config.search.rule.needs_costs:
+        space = run.ladder.rung(run.ladder.shares([winner])[0])
+        with suppress(BudgetError):
+            fixed = fixed_allocations(space, run.config.criterion.criterion.group)
+            baselines = fixed | scored_allocations(space, run.evaluator.surgeon)
     random = [pair for pair in run.pairs if pair.origin == "random"]
-    best = selection.lowest(random, run.space, 1)
-    return {"best_random": best[0]} if best else {}
+    best = selection.lowest(random, space, 1)
+    return baselines | ({"best_random": best[0]} if best else {})
 
 
-def _final(run: Run) -> Architecture:
-    """Return the winner: of the finalists and their means, by KL on text that no search has seen."""
-    chosen = selection.finalists(run.elsewhere().expect(run.pairs), run.space, run.config.search.finalists)
+def _final(run: Run) -> tuple[Architecture, dict[str, Any] | None]:
+    """Return the winner, of the finalists and their means on text that no search has seen, and the Pareto set."""
+    settings, expected = run.config.search, run.elsewhere().expect(run.pairs)
+    chosen = selection.finalists(expected, run.space, settings.finalists)
+    if run.ladder.against:
+        chosen += pareto_set.finalists(run.ladder, expected, run.reference(), settings.finalists)
+        chosen = list(dict.fromkeys(chosen))
     measured = run.measure("Measuring finalists on new text", chosen, "searched", "validate")
     origins = {pair.architecture: pair.origin for pair in run.pairs}
     measured = [replace(pair, origin=origins[pair.architecture]) for pair in measured]
@@ -211,7 +226,13 @@ def _final(run: Run) -> Architecture:
     again = run.measure("Measuring means of the best finalists on new text", means, "averaged", "validate")
     known = {pair.architecture for pair in measured}
     measured += [pair for pair in again if pair.architecture not in known]
-    return selection.winner(measured, run.space, run.config.text.assumed_shift)
+    lowest = selection.winner(measured, run.space, run.config.text.assumed_shift)
+    if not run.ladder.against:
+        return lowest, None
+    told = ParetoSet.of(run.ladder, measured, run.reference("validate"))
+    searched = ParetoSet.of(run.ladder, run.pairs, run.reference())
+    champion = told.winner(settings.rule) if settings.rule.needs_costs else lowest
+    return champion, set_record(told, searched, run.pairs, settings.winner, champion)
 
 
 def _measure_all(run: Run, everyone: dict[str, Architecture], split: str) -> dict[str, Measurement]:
@@ -237,6 +258,8 @@ def _measure_plain(run: Run, baselines: Mapping[str, Architecture]) -> dict[str,
 
 def _measure_frontier(run: Run, predictor: AccuracyPredictor) -> None:
     """Measure the predictor's choice under a few other budgets, so that the report can show what more or less costs."""
+    if run.ladder.against:
+        return  # the Pareto set shows it
     chosen = []
     for share in _FRONTIER:
         budgets = [
