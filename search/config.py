@@ -151,7 +151,7 @@ class SearchConfig(_Settings):
                     "evolution improves one architecture under one budget; with against, search by predictor, "
                     "additive, random, tpe or nsga2"
                 )
-        elif self.rule.needs_costs or self.down_to is not None:
+        elif self.winner != "lowest_kl" or self.down_to is not None:
             raise ValueError("winner and down_to need costs to weigh the loss against; give search.against")
         return self
 
@@ -277,7 +277,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise SettingError(_explain(error)) from None
-    _ = config.budgets, config.criterion.criterion  # refuse early
+    _ = config.budgets, config.criterion.criterion, config.search.rule  # refuse early
     return config
 
 

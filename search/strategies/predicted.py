@@ -55,6 +55,8 @@ def predicted(run: Run, tokens: float) -> None:
     if run.evaluator.dense.dtype != "float32":
         singles += rounding_architectures(run.space)
     run.measure("Measuring each sub-block alone", singles, "prior")
+    if run.ladder.against:
+        run.reference()  # now, so that its pair is where it was when a run that was stopped goes on
     sampler = ArchitectureSampler(
         run.space, run.config.seed, settings.candidates, settings.generations, settings.picks, run.ladder
     )
