@@ -7,8 +7,9 @@ error is that of the difference between the two, which for neighbours is far sma
 Source: arXiv 2309.09507, whose search runs in the space that its predictor refined.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,18 @@ class Refinement:
     def cut_log10(self) -> float:
         """Decimal logarithm of how many times fewer architectures the refined space has."""
         return self.full.size_log10 - self.space.size_log10
+
+    @classmethod
+    def together(cls, parts: Sequence[Self]) -> Self:
+        """Return what any of the refinements of one space keeps, and all between; the least excess of any."""
+        first, *others = parts
+        if not others:
+            return first
+        ranges = zip(*(part.ranges() for part in parts), strict=True)
+        ends = ((min(start for start, _ in own), max(stop for _, stop in own)) for own in ranges)
+        choices = tuple(own[start : stop + 1] for own, (start, stop) in zip(first.full.choices, ends, strict=True))
+        excess = tuple(np.min(own, axis=0) for own in zip(*(part.excess for part in parts), strict=True))
+        return cls(first.full, replace(first.full, choices=choices), excess)
 
     def ranges(self) -> list[tuple[int, int]]:
         """Return, for each column, the first and the last choice of the full space that is kept."""

@@ -37,7 +37,7 @@ def config_of(old: RunFolder, overrides: Mapping[str, Any]) -> RunConfig:
         overrides: as in `load_config`; the budget, and settings of the search and the space.
 
     Raises:
-        SettingError: the new settings would measure otherwise, or have the old budget.
+        SettingError: the new settings would measure otherwise, or have the old budget and the old costs.
     """
     before, now = old.config(), load_config(old.config_file, overrides)
     for name in _KEPT:
@@ -46,10 +46,10 @@ def config_of(old: RunFolder, overrides: Mapping[str, Any]) -> RunConfig:
                 f"A run that resumes another must measure as that one did, but has another {name}; leave it out, or "
                 "begin a run without --resume."
             )
-    if before.budget == now.budget:
+    if (before.budget, before.search.against) == (now.budget, now.search.against):
         raise SettingError(
             f"A run that resumes another must have another budget, but both have {', '.join(now.budget)}; give one "
-            "with --budget, or go on with the command that began the run."
+            "with --budget, other costs with --against, or go on with the command that began the run."
         )
     return now
 

@@ -51,6 +51,20 @@ def run(
             "kv_cache_bytes_per_token, flops_per_token."
         ),
     ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A cost to trade the loss against, repeatable: find the Pareto set from the budgets down, not one "
+            "architecture. Metrics as in --budget.",
+        ),
+    ] = None,
+    winner: Annotated[
+        str | None,
+        typer.Option(
+            help="With --against, who of the set wins: lowest_kl (default), knee, or cheapest=0.05, the cheapest of "
+            "those within 5 % of the lowest KL."
+        ),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(help="Text to calibrate and search on: self (default), a .txt or .jsonl file, or hub:DATASET."),
@@ -80,14 +94,22 @@ def run(
 
     A run that was stopped goes on with the same command and measures nothing twice.
     """
-    given = {"model": model, "budget": budget, "text.source": text, "text.report": report_text, "seed": seed}
+    given = {
+        "model": model,
+        "budget": budget,
+        "search.against": against,
+        "search.winner": winner,
+        "text.source": text,
+        "text.report": report_text,
+        "seed": seed,
+    }
     overrides = {key: value for key, value in given.items() if value is not None}
     overrides.update(_parse_settings(setting or []))
     if predict_only and resume is None:
         raise SettingError("--predict-only needs a predictor to ask, but there is no --resume RUN; add it.")
     if resume is None:
         settings = load_config(config, overrides)
-        folder = out or Path("runs") / _folder_name(settings.model, settings.budget)
+        folder = out or Path("runs") / _folder_name(settings)
     else:
         if config is not None:
             raise SettingError(
@@ -114,7 +136,7 @@ def _answered(
     told = answer(old, settings)
     if not quiet:
         Console().print(told_in_words(told), soft_wrap=True, highlight=False)
-    return settings, out or old.path.with_name(_folder_name(settings.model, settings.budget)), told
+    return settings, out or old.path.with_name(_folder_name(settings)), told
 
 
 def _run(settings: RunConfig, folder: Path, as_json: bool) -> None:
@@ -319,15 +341,19 @@ def export(
     folder: RunArgument,
     format: Annotated[str, typer.Option(help="huggingface.")] = "huggingface",  # noqa: A002  the option's name
     out: Annotated[Path | None, typer.Option(help="Folder to make; default export/ in the run folder.")] = None,
+    member: Annotated[
+        str | None,
+        typer.Option(help="Fingerprint of another member of the run's Pareto set; its folder is export-FINGERPRINT/."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a finished run's winner.
+    """Export a finished run's winner, or another member of its Pareto set.
 
     A fresh process loads the export and checks that its logits are those of the model in memory, before it is kept.
     """
     from search.export.best import export_best
 
-    target = export_best(folder, format, out)
+    target = export_best(folder, format, out, member)
     _print_json({"export": str(target)}) if as_json else print(target)
 
 
@@ -405,9 +431,11 @@ def _parse_settings(settings: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def _folder_name(model: str, budgets: tuple[str, ...]) -> str:
-    name = Path(model).name or model
-    return "-".join([name.removesuffix(".gguf"), *(budget.replace("=", "-").replace(" ", "") for budget in budgets)])
+def _folder_name(settings: RunConfig) -> str:
+    name = Path(settings.model).name or settings.model
+    budgets = (budget.replace("=", "-").replace(" ", "") for budget in settings.budget)
+    against = ("against", *settings.search.against) if settings.search.against else ()
+    return "-".join([name.removesuffix(".gguf"), *budgets, *against])
 
 
 def _space(folder: RunFolder) -> SearchSpace:

@@ -199,6 +199,21 @@ def notes(best: Mapping[str, Any]) -> Iterator[str]:
         if predicted["target"] in searched:
             line += f", measured {searched[predicted['target']]:.3g}"
     yield f"{line}."
+    if pareto := best.get("pareto"):
+        names = " and ".join(METRIC_NAMES.get(metric, metric) for metric in pareto["against"])
+        yield (
+            f"The Pareto set of KL against {names} has {len(pareto['members'])} members on the validation text, and a "
+            f"hypervolume of {pareto['hypervolume']['validate']:.4g} against {_reference(pareto)}."
+        )
+        yield f"Why this one won ({pareto['rule']}): {pareto['because']}"
+
+
+def _reference(pareto: Mapping[str, Any]) -> str:
+    """Return the reference point of the validation text in words."""
+    point = dict(pareto["reference"]["validate"])
+    kl = point.pop("kl")
+    shares = (f"{100 * share:.1f} % of the {METRIC_NAMES.get(metric, metric)}" for metric, share in point.items())
+    return ", ".join([f"a KL of {kl:.3g}", *shares])
 
 
 def generalisation(best: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,21 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from space import Budget, Criterion, Layout, SearchSpace, SettingError, Update, Weights, Widths, build_space
+from search.ladder import Ladder
+from search.rules import Rule
+from space import (
+    METRICS,
+    Budget,
+    BudgetError,
+    Criterion,
+    Layout,
+    SearchSpace,
+    SettingError,
+    Update,
+    Weights,
+    Widths,
+    build_space,
+)
 
 
 class _Settings(BaseModel):
@@ -105,6 +119,47 @@ class SearchConfig(_Settings):
     refine: bool = True  # whether the predictor cuts away, before each round, what cannot be in a good model
     slopes: bool = True  # whether a backward pass at the best, which costs three measurements, tells where to go on
     gate: float = Field(0.4, ge=-1, le=1)  # held-out Kendall tau below which more pairs are measured first
+    # Costs to trade the loss against, metrics as in budgets: the search then seeks the Pareto set. Of four objectives
+    # nearly all that is measured is in the set already, so no more costs than three.
+    against: tuple[str, ...] = Field((), max_length=3)
+    # Share of the dense model's cost in each of them down to which the set reaches. None takes the middle between the
+    # smallest architecture and the dense one: with half of what can go gone, little is left to choose from.
+    down_to: float | None = Field(None, gt=0, lt=1)
+    winner: str = "lowest_kl"  # who of the set wins: lowest_kl, knee or cheapest=SHARE, see `search.rules`
+
+    @field_validator("against", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("against")
+    @classmethod
+    def _known_costs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for metric in value:
+            try:
+                Budget.parse(f"{metric}=1")
+            except BudgetError:
+                raise ValueError(f"{metric} is no metric of a budget; the metrics are {', '.join(METRICS)}") from None
+        if len(set(value)) < len(value):
+            raise ValueError("a metric counts once; leave the other out")
+        return value
+
+    @model_validator(mode="after")
+    def _rule_and_costs(self) -> Self:
+        if self.against:
+            if self.strategy == "evolution":
+                raise ValueError(
+                    "evolution improves one architecture under one budget; with against, search by predictor, "
+                    "additive, random, tpe or nsga2"
+                )
+        elif self.winner != "lowest_kl" or self.down_to is not None:
+            raise ValueError("winner and down_to need costs to weigh the loss against; give search.against")
+        return self
+
+    @property
+    def rule(self) -> Rule:
+        """The rule by which one architecture wins, parsed."""
+        return Rule.parse(self.winner)
 
     @model_validator(mode="after")
     def _enough_pairs(self) -> Self:
@@ -169,6 +224,14 @@ class RunConfig(_Settings):
             whole_blocks=self.space.whole_blocks,
         )
 
+    def ladder(self, space: SearchSpace) -> Ladder:
+        """Return the budgets that a search of a space covers.
+
+        Raises:
+            SettingError: the costs to search against do not fit the space or the budgets.
+        """
+        return Ladder(space, self.search.against, self.search.down_to)
+
     def to_yaml(self) -> str:
         """Return the resolved settings as YAML."""
         text: str = yaml.safe_dump(json.loads(self.model_dump_json(by_alias=True)), sort_keys=False)
@@ -219,7 +282,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise SettingError(_explain(error)) from None
-    _ = config.budgets, config.criterion.criterion  # refuse early
+    _ = config.budgets, config.criterion.criterion, config.search.rule  # refuse early
     return config
 
 

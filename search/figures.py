@@ -48,6 +48,7 @@ _KINDS = {
 }
 # Height of a whole figure, about what of it is left for the data, and what a label takes of that, in pixels.
 _HEIGHT, _PLOT_HEIGHT, _LABEL_PIXELS = 540, 400, 19
+LEGEND_PIXELS = 60  # what a legend of one or two lines takes below a figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,8 @@ def pareto_drawing(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Drawing
         line={"shape": "hv", "color": INK, "width": 1.5},
     )
     limit = budget.limit(dense) / unit
-    low_x, high_x = _padded([*x, limit, 1.0], 0.03)
-    log_low, log_high = _padded([float(np.log10(value)) for value in y] or [-1.0, 0.0], 0.06)
+    low_x, high_x = padded([*x, limit, 1.0], 0.03)
+    log_low, log_high = padded([float(np.log10(value)) for value in y] or [-1.0, 0.0], 0.06)
     _add_named(figure, named, (low_x, high_x), (log_low, log_high))
     place = (limit - low_x) / (high_x - low_x)
     anchor = "left" if place < 0.15 else "right" if place > 0.85 else "center"
@@ -110,7 +111,7 @@ def pareto_drawing(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Drawing
     )
     name = METRIC_NAMES[budget.metric]
     figure.update_xaxes(title=f"{name}, share of dense", tickformat=".0%", range=[low_x, high_x])
-    figure.update_yaxes(title="KL on the search text", range=[log_low, log_high], **_LOG)
+    figure.update_yaxes(title="KL on the search text", range=[log_low, log_high], **LOG)
     kl = best["measured"]["search"]["kl"]
     summary = (
         f"{len(shown) + len(named)} measured architectures, {name} against KL from the dense model: the winner has "
@@ -137,7 +138,7 @@ def prediction_drawing(pairs: Sequence[PairRow]) -> Drawing | None:
         errors = [(high - value, value - low) for value, (low, high) in zip(values, bounds, strict=True)]
         _add_points(figure, name, [row.kl for row in rows], values, errors, text, "KL ")
     logs = np.log10([value for row in shown for value in (row.kl, row.predicted or 0.0)])
-    ends = _padded(logs.tolist(), 0.05)
+    ends = padded(logs.tolist(), 0.05)
     figure.add_scatter(
         x=[10 ** ends[0], 10 ** ends[1]],
         y=[10 ** ends[0], 10 ** ends[1]],
@@ -147,9 +148,9 @@ def prediction_drawing(pairs: Sequence[PairRow]) -> Drawing | None:
         hoverinfo="skip",
     )
     # Along the width there is room for a label at each power of ten alone, unless there is hardly one.
-    dense = _LOG if ends[1] - ends[0] < _FEW_DECADES else {**_LOG, "dtick": 1}
+    dense = LOG if ends[1] - ends[0] < _FEW_DECADES else {**LOG, "dtick": 1}
     figure.update_xaxes(title="measured KL", range=ends, **dense)
-    figure.update_yaxes(title="predicted KL", range=ends, **_LOG)
+    figure.update_yaxes(title="predicted KL", range=ends, **LOG)
     bounded = [row for row in shown if row.lower is not None and row.upper is not None]
     inside = sum(low <= row.kl <= high for row in bounded for low, high in [_interval(row)])
     summary = f"{len(shown)} architectures, predicted against measured KL"
@@ -167,7 +168,7 @@ _LEGEND = {
     "yanchor": "bottom",
 }
 _FEW_DECADES = 2.0
-_LOG = {"type": "log", "dtick": "D2", "tickformat": "~r", "minor": {"dtick": "D1", "showgrid": False}}
+LOG = {"type": "log", "dtick": "D2", "tickformat": "~r", "minor": {"dtick": "D1", "showgrid": False}}
 
 
 def _interval(row: PairRow) -> tuple[float, float]:
@@ -175,7 +176,8 @@ def _interval(row: PairRow) -> tuple[float, float]:
     return (value if row.lower is None else row.lower, value if row.upper is None else row.upper)
 
 
-def _padded(values: Sequence[float], share: float) -> tuple[float, float]:
+def padded(values: Sequence[float], share: float) -> tuple[float, float]:
+    """Return the ends of an axis that leaves a share of its length free on both sides of the values."""
     low, high = min(values), max(values)
     pad = share * ((high - low) or 1.0)
     return low - pad, high + pad

@@ -5,11 +5,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evaluator import Agreement, Evaluator, Pair, Slopes
 from predictor import AccuracyPredictor, Refinement
 from search import selection
+from search.baselines import fixed_allocations
 from search.config import RunConfig
 from search.folder import RunFolder
+from search.ladder import Ladder
 from search.objective import Elsewhere, additive_prior, distance_to, fit_pairs, stream_of
 from search.progress import Reporter
 from space import Architecture, SearchSpace
@@ -51,7 +56,11 @@ class Run:
     refinement: Refinement | None = None  # what the last round searched
     spent: float = 0.0  # tokens through the whole decoder, as if nothing had been measured before this run
     trace: list[Spent] = field(default_factory=list)  # what they were spent on, in order
+    ladder: Ladder = field(init=False)  # the budgets that the search covers
     _paid: set[tuple[str, str]] = field(default_factory=set, repr=False)
+
+    def __post_init__(self) -> None:
+        self.ladder = self.config.ladder(self.space)
 
     def elsewhere(self) -> Elsewhere:
         """Return what to expect on other text, learned from the sub-blocks measured alone, if any were."""
@@ -112,11 +121,11 @@ class Run:
 
             yield tell
 
-    def take_slopes(self) -> None:
-        """Take slopes at the best architecture measured so far, unless some were taken close by."""
+    def take_slopes(self, rung: SearchSpace) -> None:
+        """Take slopes at the best architecture measured so far on a rung, unless some were taken close by."""
         if not self.config.search.slopes:
             return
-        best = self.lowest().architecture
+        [best] = selection.lowest(self.pairs, rung, 1) or [self.lowest().architecture]
         prior = additive_prior(self.space, self.alone)
         if self.slopes and distance_to(self.space, best, self.slopes, prior) < _CLOSE:
             return
@@ -138,6 +147,16 @@ class Run:
     def alone_elsewhere(self) -> list[Pair]:
         """Sub-blocks measured alone, where that was on other text than the pairs."""
         return self.alone if self.alone_split != "search" else []
+
+    def reference(self, split: str = "search") -> NDArray[np.float64]:
+        """Return the point (objectives,) against which hypervolumes are taken, KL first, then costs.
+
+        Its KL is that of the uniform architecture at the floor of all costs: what pruning that far is worth without a
+        search.
+        """
+        cheapest, pattern = self.ladder.corners()[-1], self.config.criterion.criterion.group
+        [pair] = self.score([fixed_allocations(cheapest, pattern)["uniform"]], "baseline", split)
+        return np.array([pair.measurement.kl, *self.ladder.reference])
 
     def lowest(self) -> Pair:
         """Return the best pair within the budget."""

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from evaluator import PairStore
+from search.find import find
 from search.folder import RunFolder
 from search.progress import Reporter
-from search.run import at_work, find
+from search.run import at_work
 from search.session import open_dense
 from space import RunFolderError
 

@@ -112,7 +112,9 @@ def removed_text(architecture: Architecture) -> str:
 
 
 def rounds_drawing(best: Mapping[str, Any]) -> Drawing | None:
-    """Draw the best measured KL and the predictor's Kendall tau after each round, or return None without rounds.
+    """Draw the best measured KL, the predictor's Kendall tau and the hypervolume of a Pareto set after each round.
+
+    Returns None without rounds.
 
     Args:
         best: the content of `best.json`.
@@ -121,12 +123,16 @@ def rounds_drawing(best: Mapping[str, Any]) -> Drawing | None:
     if not rounds:
         return None
     x = [entry["round"] for entry in rounds]
-    figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.13)
-    style(figure, 400)
+    panels = [
+        ("best_kl", VERMILLION, "best measured KL"),
+        ("kendall_tau", BLUE, "predictor's held-out Kendall tau"),
+        ("hypervolume", GREEN, "hypervolume of the Pareto set, on the search text"),
+    ][: 3 if "hypervolume" in rounds[-1] else 2]
+    height = 200 * len(panels)
+    figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.26 / len(panels))
+    style(figure, height)
     hover = [f"round {entry['round']}, {entry['pairs']:,} pairs" for entry in rounds]
-    for row, (key, color, title) in enumerate(
-        (("best_kl", VERMILLION, "best measured KL"), ("kendall_tau", BLUE, "predictor's held-out Kendall tau")), 1
-    ):
+    for row, (key, color, title) in enumerate(panels, 1):
         figure.add_scatter(
             x=x,
             y=[entry.get(key) for entry in rounds],
@@ -135,23 +141,25 @@ def rounds_drawing(best: Mapping[str, Any]) -> Drawing | None:
             text=hover,
             line={"color": color, "width": 2},
             marker={"size": 9},
-            hovertemplate="%{text}<br>%{y:.3f}<extra></extra>",
+            hovertemplate="%{text}<br>%{y:.4~g}<extra></extra>",
             row=row,
             col=1,
         )
-        axis = "y domain" if row == 1 else "y2 domain"
+        axis = "y domain" if row == 1 else f"y{row} domain"
         figure.add_annotation(
             text=title, x=0, xref="paper", xanchor="left", y=1.03, yref=axis, yanchor="bottom", showarrow=False
         )
     if len(x) <= 8:
         figure.update_xaxes(tickvals=x, ticktext=[f"{e['round']}<br>{e['pairs']:,}" for e in rounds])
-    figure.update_xaxes(title="round, and pairs that it learned from", row=2, col=1)
+    figure.update_xaxes(title="round, and pairs that it learned from", row=len(panels), col=1)
     figure.update_xaxes(range=[min(x) - 0.3, max(x) + 0.3])
     first, last = rounds[0], rounds[-1]
     summary = f"Over {len(rounds)} {'round' if len(rounds) == 1 else 'rounds'} the best measured KL went from "
     summary += f"{_number(first.get('best_kl'))} to {_number(last.get('best_kl'))} and the predictor's held-out "
-    summary += f"Kendall tau from {_number(first.get('kendall_tau'))} to {_number(last.get('kendall_tau'))}."
-    return Drawing(figure, summary, 400)
+    summary += f"Kendall tau from {_number(first.get('kendall_tau'))} to {_number(last.get('kendall_tau'))}"
+    if len(panels) == 3:
+        summary += f", and the hypervolume from {first['hypervolume']:.4g} to {last['hypervolume']:.4g}"
+    return Drawing(figure, f"{summary}.", height)
 
 
 def _number(value: float | None) -> str:

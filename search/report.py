@@ -22,6 +22,7 @@ from search.figures import DARK, Drawing, pareto_drawing, prediction_drawing
 from search.folder import write_text
 from search.layer_map import layers_drawing, rounds_drawing
 from search.learned import curve_drawing, damages_drawing, refinement_drawing
+from search.set_figure import set_drawing, set_table
 from space import Architecture, Cost
 
 __all__ = ["PairRow", "comparison_table", "pareto_front", "print_report", "render_report", "write_report"]
@@ -96,6 +97,7 @@ def render_report(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> str:
     learned = best["learned"]  # nothing where too little was measured for a predictor
     drawings: list[tuple[str, str, Drawing | None, str]] = [
         ("pareto", "Cost against loss", pareto_drawing(best, pairs), _PARETO_NOTE),
+        ("set", "The Pareto set", set_drawing(best, pairs), set_table(best)),
         ("prediction", f"Predicted against measured{quality}", prediction_drawing(pairs), HELD_OUT),
         ("layers", "What was kept of each layer", layers_drawing(best), _LAYERS_NOTE + _layer_table(best, winner)),
         ("damages", "Why: what each layer costs the winner", damages_drawing(learned) if learned else None, ""),

@@ -21,6 +21,7 @@ def best_record(
     unseen: Prediction | None,
     rounds: Sequence[Mapping[str, Any]],
     learned: Mapping[str, Any],
+    pareto: Mapping[str, Any] | None,
     wall_seconds: float,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def best_record(
         unseen: of the winner, by a predictor that never saw it; None without a predictor.
         rounds: what each round reached.
         learned: what the predictor learned, see `search.learned`.
+        pareto: the Pareto set, see `search.pareto_set`; None where nothing was searched against.
         wall_seconds: of this process and of what earlier ones measured for the run.
         environment: what it ran with.
     """
@@ -84,6 +86,7 @@ def best_record(
         "quality": predictor.quality.to_dict() if predictor else {},
         "rounds": list(rounds),
         "learned": dict(learned),
+        "pareto": pareto,
         "texts": {
             split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()
         },

@@ -9,19 +9,14 @@ pairs of an undisturbed run.
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from evaluator import (
     SELF,
     Agreement,
     DenseModel,
     Evaluator,
-    Measurement,
     PairStore,
     SplitSizes,
     Texts,
@@ -30,26 +25,20 @@ from evaluator import (
 )
 from evaluator import prepare_texts as make_texts
 from predictor import AccuracyPredictor, Prediction
-from search import selection
-from search.another_budget import EARLIER
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig
 from search.environment import describe_environment
 from search.export.best import export_installed
+from search.find import Found, find
 from search.folder import RunFolder, write_json
 from search.job import Run
 from search.learned import learned_record
-from search.objective import predictor_score
 from search.progress import Reporter
-from search.proposals import evolve
 from search.report import write_report
 from search.results import best_record, pair_rows
 from search.session import open_dense, save_predictors
-from search.strategies import search_by
-from space import Architecture, BudgetError, PredictorError, SearchSpace, SecateurError
+from space import Architecture, PredictorError, SearchSpace, SecateurError
 
-# Shares of the cut at which the report shows what the predictor would choose under another budget.
-_FRONTIER = (0.25, 0.5, 0.75, 1.25)
 _AGREEMENT_SEQUENCES = 2  # of calibration text, on which a reduced number format is compared with float32
 
 
@@ -79,7 +68,9 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
         reporter.say(f"{files.path} is finished already; nothing to do")
         return files.best()
     space = config.search_space(dense.layout)
-    fixed_allocations(space, config.criterion.criterion.group)  # a budget that baselines cannot meet is refused here
+    # A budget that baselines cannot meet is refused here, and so are costs that cannot be traded.
+    fixed_allocations(space, config.criterion.criterion.group)
+    fixed_allocations(config.ladder(space).corners()[-1], config.criterion.criterion.group)
     with files.locked():
         texts = _begin(config, files, dense, reporter)
         agreement = _check_dtype(dense, texts, reporter)
@@ -153,41 +144,6 @@ def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
     return texts
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """All that a run measures.
-
-    Args:
-        winner: the architecture chosen.
-        everyone: the baselines and, as `winner`, the winner.
-        measured: by split, then by name in `everyone`.
-        plain: baselines without the criterion's update, on the report text.
-        predictor: the last one fitted; None where too little was measured for one.
-    """
-
-    winner: Architecture
-    everyone: dict[str, Architecture]
-    measured: dict[str, dict[str, Measurement]]
-    plain: dict[str, tuple[Architecture, Measurement]]
-    predictor: AccuracyPredictor | None
-
-
-def find(run: Run) -> Found:
-    """Measure all that is to be measured, and choose."""
-    # What a run under another budget measured, where this one resumes it.
-    run.pairs += run.evaluator.store.pairs(run.protocol, [EARLIER])
-    run.measure("Measuring baselines", list(run.baselines.values()), "baseline")
-    search_by(run)
-    baselines = run.baselines | _best_random(run)
-    champion = _final(run)
-    if predictor := _fitted(run):
-        _measure_frontier(run, predictor)
-        predictor = run.fit()
-    everyone = {**baselines, "winner": champion}
-    measured = {split: _measure_all(run, everyone, split) for split in ("search", "validate", "report")}
-    return Found(champion, everyone, measured, _measure_plain(run, baselines), predictor)
-
-
 def _write(run: Run, found: Found, started: float) -> dict[str, Any]:
     """Write what was found into the run folder, export the winner, and return the content of best.json."""
     predictor = found.predictor
@@ -204,6 +160,7 @@ def _write(run: Run, found: Found, started: float) -> dict[str, Any]:
         _unseen(run, found.winner, predictor) if predictor else None,
         run.rounds,
         learned_record(predictor, run.pairs, found.winner, run.refinement) if predictor else {},
+        found.pareto,
         time.perf_counter() - started,
         describe_environment(run.evaluator.dense, run.agreement),
     )
@@ -214,15 +171,6 @@ def _write(run: Run, found: Found, started: float) -> dict[str, Any]:
     return best
 
 
-def _fitted(run: Run) -> AccuracyPredictor | None:
-    """Return a predictor of what was measured, or none where that is too little; a search by others needs none."""
-    try:
-        return run.fit()
-    except PredictorError as error:
-        run.reporter.say(f"This run has no predictor: {error}")
-        return None
-
-
 def _unseen(run: Run, winner: Architecture, predictor: AccuracyPredictor) -> Prediction:
     """Predict the winner by a predictor that knows neither its measurement nor slopes taken at it."""
     others = [pair for pair in run.pairs if pair.architecture != winner]
@@ -231,63 +179,3 @@ def _unseen(run: Run, winner: Architecture, predictor: AccuracyPredictor) -> Pre
         return run.fit_on(others, slopes).predict([winner])
     except PredictorError:  # without that one they are too few
         return predictor.predict([winner])
-
-
-def _best_random(run: Run) -> dict[str, Architecture]:
-    random = [pair for pair in run.pairs if pair.origin == "random"]
-    best = selection.lowest(random, run.space, 1)
-    return {"best_random": best[0]} if best else {}
-
-
-def _final(run: Run) -> Architecture:
-    """Return the winner: of the finalists and their means, by KL on text that no search has seen."""
-    chosen = selection.finalists(run.elsewhere().expect(run.pairs), run.space, run.config.search.finalists)
-    measured = run.measure("Measuring finalists on new text", chosen, "searched", "validate")
-    origins = {pair.architecture: pair.origin for pair in run.pairs}
-    measured = [replace(pair, origin=origins[pair.architecture]) for pair in measured]
-    means = selection.consensus(measured, run.space, [run.config.seed, 5])
-    run.measure("Measuring means of the best finalists", means, "averaged")
-    again = run.measure("Measuring means of the best finalists on new text", means, "averaged", "validate")
-    known = {pair.architecture for pair in measured}
-    measured += [pair for pair in again if pair.architecture not in known]
-    return selection.winner(measured, run.space, run.config.text.assumed_shift)
-
-
-def _measure_all(run: Run, everyone: dict[str, Architecture], split: str) -> dict[str, Measurement]:
-    pairs = run.measure(f"Measuring on the {split} text", list(everyone.values()), "baseline", split)
-    return {name: pair.measurement for name, pair in zip(everyone, pairs, strict=True)}
-
-
-def _measure_plain(run: Run, baselines: Mapping[str, Architecture]) -> dict[str, tuple[Architecture, Measurement]]:
-    """Measure what people have who only slice: the uniform baselines without the criterion's update."""
-    criterion = run.config.criterion.criterion
-    names = [name for name in ("uniform", "uniform_whole_ends") if name in baselines]
-    if criterion.update == "none" or all(
-        layer.kv_groups == run.space.layout.kv_groups and layer.mlp_width == run.space.layout.mlp_width
-        for name in names
-        for layer in baselines[name].layers
-    ):
-        return {}
-    with run.evaluator.pruning_by(replace(criterion, update="none")):
-        title = "Measuring baselines without the update"
-        pairs = run.measure(title, [baselines[name] for name in names], "baseline", "report")
-    return {f"{name}_no_update": (pair.architecture, pair.measurement) for name, pair in zip(names, pairs, strict=True)}
-
-
-def _measure_frontier(run: Run, predictor: AccuracyPredictor) -> None:
-    """Measure the predictor's choice under a few other budgets, so that the report can show what more or less costs."""
-    chosen = []
-    for share in _FRONTIER:
-        budgets = [
-            replace(budget, amount=1 - share * (1 - budget.amount)) for budget in run.space.budgets if budget.amount < 1
-        ]
-        try:
-            if len(budgets) < len(run.space.budgets):
-                return  # absolute budgets have no scale
-            other = replace(run.space, budgets=tuple(budgets))
-        except BudgetError:
-            continue
-        rng = np.random.default_rng([run.config.seed, 3])
-        best = evolve(other, predictor_score(other, predictor, run.elsewhere()), rng, generations=30)
-        chosen += other.decode(best[:1])
-    run.measure("Measuring other budgets", chosen, "frontier")

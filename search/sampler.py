@@ -12,20 +12,23 @@ from typing import Any
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from predictor import AccuracyPredictor, choose_batch
+from search.ladder import Ladder
 from search.objective import Elsewhere, predictor_score
 from search.proposals import Score, mutate, offspring
-from space import Architecture, Choice, Indices, SearchSpace, genes_of, sample
+from space import Architecture, Choice, Indices, SearchSpace, genes_of, land, sample
 
 _PARENTS = 32
 # Half of the candidates are near what was measured: few sub-blocks away from the best few, where the predictor errs
 # least. Proposals from anywhere are chosen from so many that the winner is as much its luckiest error.
 _ELITES = 6
 _NEAR_SWAPS = 2
+_FEWEST_GENERATIONS = 8  # on each rung, where there are several
 _NEW_TRIES = 8  # samples among which a new one is sought
 
 
@@ -45,7 +48,7 @@ class Knowledge:
 
 
 class ArchitectureSampler(BaseSampler):
-    """Proposes architectures that are expected to improve on the study's best.
+    """Proposes architectures that are expected to improve on the study's best, or on its Pareto set.
 
     First come those that are queued, then batches planned by what was learned last; with nothing learned, samples on
     the budget. An architecture that another trial has, finished or running, is not proposed. A plan depends on the
@@ -57,10 +60,20 @@ class ArchitectureSampler(BaseSampler):
         candidates: architectures screened at once.
         generations: of so many candidates for a batch.
         batch: architectures in a plan.
+        ladder: the costs to trade the first objective against, which are the study's others; None trades nothing.
     """
 
-    def __init__(self, space: SearchSpace, seed: int, candidates: int = 1024, generations: int = 48, batch: int = 5):
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        candidates: int = 1024,
+        generations: int = 48,
+        batch: int = 5,
+        ladder: Ladder | None = None,
+    ) -> None:
         self._space = space
+        self.ladder = ladder or Ladder(space)
         self.seed = seed
         self._candidates = candidates
         self._generations = generations
@@ -105,12 +118,13 @@ class ArchitectureSampler(BaseSampler):
         done = sorted((each for each in others if each.state == TrialState.COMPLETE), key=lambda each: each.number)
         rng = np.random.default_rng([self.seed, len(done)])  # a trial that failed has a number, and no part in this
         if self._knowledge is not None:
-            population = {self._architecture(each): float(each.value or 0.0) for each in done}
+            population = {self._architecture(each): each.values[0] for each in done}
             self._queue.extend(pick for pick, _ in self.plan(population, taken, rng))
             if self._queue:
                 return self._queue.popleft()
+        rungs = self.ladder.rungs()
         for _ in range(_NEW_TRIES):
-            [drawn] = self._space.decode(sample(self._space, 1, rng))
+            [drawn] = self._space.decode(sample(rungs[len(done) % len(rungs)], 1, rng))
             if drawn not in taken:
                 break
         return drawn  # in a space that was all seen, again
@@ -133,23 +147,47 @@ class ArchitectureSampler(BaseSampler):
         expected = np.array(list(population.values())) * known.elsewhere.factor(genes_of(names))
         inside = [index for index in np.argsort(expected, kind="stable") if known.space.allows(names[index])]
         starts = known.space.encode([names[index] for index in inside])
-        found = self._screen(starts, {*taken, *names}, rng)
+        rungs = self.ladder.rungs(known.space, rng)
+        generations = min(self._generations, max(_FEWEST_GENERATIONS, self._generations // len(rungs)))
+        found: list[Architecture] = []
+        for rung in rungs:
+            score = predictor_score(rung, known.predictor, known.elsewhere)
+            near = starts if len(rungs) == 1 else _landed(rung, starts, score, rng)
+            found += self._screen(rung, score, near, {*taken, *names, *found}, generations, rng)
         if not found:
             return []
         genes = genes_of(found)
-        best = min(float(expected[i]) for i in range(len(names)) if self._space.allows(names[i]))
-        picks = choose_batch(known.predictor, genes, self._batch, best, known.elsewhere.factor(genes))
+        measured = [index for index, each in enumerate(names) if self._space.allows(each)]
+        best, within = self._to_improve([names[index] for index in measured], expected[measured], found)
+        picks = choose_batch(known.predictor, genes, self._batch, best, known.elsewhere.factor(genes), within)
         return [(found[pick.index], pick.improvement) for pick in picks]
 
-    def _screen(self, starts: Indices, taken: set[Architecture], rng: np.random.Generator) -> list[Architecture]:
+    def _to_improve(
+        self, measured: list[Architecture], expected: NDArray[np.float64], found: list[Architecture]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_] | None]:
+        """Return the lowest KL under each budget to improve on (budgets,), and which candidates are within each."""
+        if not self.ladder.against:
+            return expected.min(keepdims=True), None
+        marks = self.ladder.marks
+        known, new = ((self.ladder.shares(own)[:, None] <= marks).all(axis=2) for own in (measured, found))
+        # Under a budget that nothing measured is within, the worst there is.
+        lowest: NDArray[np.float64] = np.where(known, expected[:, None], expected.max()).min(axis=0)
+        return lowest, np.asarray(new)
+
+    def _screen(
+        self,
+        space: SearchSpace,
+        score: Score,
+        starts: Indices,
+        taken: set[Architecture],
+        generations: int,
+        rng: np.random.Generator,
+    ) -> list[Architecture]:
         """Return the best new architecture of each generation: by turns near the best measured, and from anywhere."""
-        assert self._knowledge is not None
-        space = self._knowledge.space
-        score = predictor_score(space, self._knowledge.predictor, self._knowledge.elsewhere)
         seen = {tuple(row) for row in space.encode(each for each in taken if space.allows(each)).tolist()}
         bred = starts
         found: list[Indices] = []
-        for generation in range(self._generations):
+        for generation in range(generations):
             if generation % 2 and len(starts):
                 elites = starts[:_ELITES]
                 pool = mutate(space, elites[rng.integers(len(elites), size=self._candidates)], rng, _NEAR_SWAPS)
@@ -176,6 +214,11 @@ class ArchitectureSampler(BaseSampler):
     ) -> Any:
         """Refuse: every parameter belongs to the architecture."""
         raise AssertionError(f"{param_name} is no parameter of an architecture")
+
+
+def _landed(rung: SearchSpace, rows: Indices, score: Score, rng: np.random.Generator) -> Indices:
+    """Return what was measured anywhere in the range, moved onto a rung, the most promising first."""
+    return _best(score, np.unique(land(rung, rows, rng), axis=0), len(rows))
 
 
 def _best(score: Score, rows: Indices, count: int) -> Indices:

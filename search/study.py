@@ -1,5 +1,8 @@
 """The Optuna study of a run: every whole architecture that it measured is a trial, its value the measured KL.
 
+Where a run searches against costs, the study has several objectives: KL first, then the costs as shares of the dense
+model's; its `best_trials` are the Pareto set.
+
 Study, storage, dashboard (`optuna-dashboard sqlite:///study.db`) and resuming are Optuna's: a run that was killed goes
 on with the trials that are there, and ends as if it had not been.
 """
@@ -57,10 +60,10 @@ class ArchitectureStudy:
             ) from error
 
     def _open(self, made_from: str) -> optuna.Study:
-        study = optuna.create_study(storage=self._storage, study_name=STUDY, sampler=self._sampler, load_if_exists=True)
+        study = self._create()
         if study.user_attrs.get(_MADE_FROM, made_from) != made_from:
             optuna.delete_study(study_name=STUDY, storage=self._storage)
-            study = optuna.create_study(storage=self._storage, study_name=STUDY, sampler=self._sampler)
+            study = self._create()
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if _is_stale(trial):  # of a run that was killed
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -68,8 +71,19 @@ class ArchitectureStudy:
             study.set_user_attr(_MADE_FROM, made_from)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # a label for the dashboard
-                study.set_metric_names(["measured KL"])
+                costs = [f"{metric}, share of dense" for metric in self._sampler.ladder.against]
+                study.set_metric_names(["measured KL", *costs])
         return study
+
+    def _create(self) -> optuna.Study:
+        """Return the study of this name, a new one if there is none."""
+        return optuna.create_study(
+            storage=self._storage,
+            study_name=STUDY,
+            sampler=self._sampler,
+            directions=["minimize"] * (1 + len(self._sampler.ladder.against)),
+            load_if_exists=True,
+        )
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -93,10 +107,11 @@ class ArchitectureStudy:
             number: of the round, from 1; the same trials before it give the same plan.
 
         Returns:
-            Architectures, and the improvement that is expected of each, as a share of the lowest KL.
+            Architectures, and the improvement that is expected of each, as a share of the lowest KL; with costs, the
+            mean share over the range of costs.
         """
         before = [each for each in self._finished() if each.user_attrs["round"] < number]
-        population = {architecture_of(self._space, each.params): float(each.value or 0.0) for each in before}
+        population = {architecture_of(self._space, each.params): each.values[0] for each in before}
         return self._sampler.plan(population, population, np.random.default_rng([self._sampler.seed, 8, number]))
 
     def _finished(self) -> list[FrozenTrial]:
@@ -137,7 +152,8 @@ class ArchitectureStudy:
                 break
             self._study.tell(trial, state=TrialState.FAIL)
         try:
-            self._study.tell(trial, measure(architecture, origin))
+            shares = self._sampler.ladder.shares([architecture])[0].tolist()
+            self._study.tell(trial, [measure(architecture, origin), *shares])
         except BaseException:
             # Ctrl-C too: a trial that nobody finishes would keep its architecture from being proposed again.
             self._study.tell(trial, state=TrialState.FAIL)

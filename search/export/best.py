@@ -1,6 +1,6 @@
-"""Exporting the winner of a run, and hearing it speak."""
+"""Exporting the winner of a run or another of its Pareto set, and hearing it speak."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,21 @@ def export_best(
     run_folder: str | Path,
     format: str = "huggingface",  # noqa: A002  the house's name for it
     target: str | Path | None = None,
+    member: str | None = None,
 ) -> Path:
-    """Export the winner of a finished run.
+    """Export the winner of a finished run, or another member of its Pareto set.
 
     Args:
         run_folder: what `run_search` wrote.
         format: a key of `FORMATS`.
-        target: folder to make; None takes export/ in the run folder.
+        target: folder to make; None takes export/ in the run folder, export-FINGERPRINT/ for a member.
+        member: fingerprint of a member of the Pareto set; None exports the winner.
 
     Returns:
         The folder.
 
     Raises:
-        SettingError: the format is unknown.
+        SettingError: the format or the member is unknown.
         RunFolderError: the run is not finished or is damaged.
         ExportError: the target holds something else, or the export did not verify.
     """
@@ -41,10 +43,23 @@ def export_best(
         raise SettingError(f"An export's format must be one of {', '.join(FORMATS)}, but is {format!r}; choose one.")
     run = RunFolder(Path(run_folder))
     best = run.best()
-    folder = run.export if target is None else Path(target)
+    if member is not None:
+        best |= _member(best, member)
+    folder = Path(target) if target else run.export if member is None else run.export.with_name(f"export-{member}")
     with run.locked(), open_evaluator(run) as judge:
         export_installed(judge, best, folder, format)
     return folder
+
+
+def _member(best: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
+    """Return what best.json says of a member of the Pareto set."""
+    members = {each["fingerprint"]: each for each in (best.get("pareto") or {"members": []})["members"]}
+    if fingerprint not in members:
+        known = f"its members are {', '.join(members)}" if members else "the run has none; search with --against"
+        raise SettingError(
+            f"--member must be a fingerprint of the run's Pareto set, but {fingerprint!r} is none: {known}."
+        )
+    return {key: members[fingerprint][key] for key in ("fingerprint", "architecture", "cost", "measured")}
 
 
 def export_installed(
@@ -62,8 +77,10 @@ def export_installed(
 
 def _card(best: dict[str, Any]) -> str:
     share = best["cost"]["parameters"] / best["dense_cost"]["parameters"]
-    measured = best["measured"]["report"]
-    dense = best["baselines"]["dense"]["measured"]["report"]
+    # Members of a Pareto set that did not win were not measured on the report text.
+    split = "report" if "report" in best["measured"] else "validate"
+    measured = best["measured"][split]
+    dense = best["baselines"]["dense"]["measured"][split]
     return f"""# {best["model"]}, pruned to {share:.1%} of its decoder's parameters
 
 Found by [Secateur](https://pypi.org/project/secateur/): an architecture search with an accuracy predictor.
@@ -71,7 +88,7 @@ Found by [Secateur](https://pypi.org/project/secateur/): an architecture search 
 | | dense | this model |
 | --- | --- | --- |
 | decoder parameters | {best["dense_cost"]["parameters"]:,} | {best["cost"]["parameters"]:,} |
-| perplexity ({best["texts"]["report"]}) | {dense["perplexity"]:.2f} ± {dense["perplexity_standard_error"]:.2f} | \
+| perplexity ({best["texts"][split]}) | {dense["perplexity"]:.2f} ± {dense["perplexity_standard_error"]:.2f} | \
 {measured["perplexity"]:.2f} ± {measured["perplexity_standard_error"]:.2f} |
 
 ```python

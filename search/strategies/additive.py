@@ -1,6 +1,6 @@
 """Additive scores and an exact solver: sub-blocks measured alone, the lowest sum within the budget, after Puzzle."""
 
-from itertools import islice
+from itertools import islice, zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,10 @@ def additive(run: Run, tokens: float) -> None:
             run.alone += run.score([architecture], "prior")
             advance()
         scores = column_scores(run.space, additive_prior(run.space, run.alone))
-        for row in islice(lowest_sums(run.space, scores, _APART), _MOST):
+        # Where costs are searched against, one solution of each rung by turns.
+        turns = zip_longest(*(lowest_sums(rung, scores, _APART) for rung in run.ladder.rungs()))
+        rows = (row for turn in turns for row in turn if row is not None)
+        for row in islice(rows, _MOST):
             if run.spent >= tokens:
                 return
             run.score(run.space.decode(row), "searched")

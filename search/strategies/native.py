@@ -1,8 +1,12 @@
-"""Optuna's own samplers: a parameter for each sub-block, and what they propose moved onto the budget."""
+"""Optuna's own samplers: a parameter for each sub-block, and what they propose moved onto the budget.
+
+Where costs are searched against, one more parameter says onto which rung of the range.
+"""
 
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 
 from search.job import Run
 from search.sampler import parameter_names
@@ -34,7 +38,9 @@ def nsga2(run: Run, tokens: float) -> None:
 def _search(run: Run, tokens: float, name: str, sampler: BaseSampler) -> None:
     """Ask, land, measure, tell. Independent draws of so many parameters never meet a budget by themselves."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=sampler, study_name=name)
+    directions = [StudyDirection.MINIMIZE] * (1 + len(run.ladder.against))
+    study = optuna.create_study(sampler=sampler, study_name=name, directions=directions)
+    rungs = run.ladder.rungs()
     names = _parameters(run.space)
     repeats = 0
     with run.spending(name, tokens) as advance:
@@ -42,10 +48,11 @@ def _search(run: Run, tokens: float, name: str, sampler: BaseSampler) -> None:
             trial = study.ask()
             row = np.array([trial.suggest_int(each, 0, int(size) - 1) for each, size in names.items()], dtype=np.int16)
             row = np.repeat(row, 2) if run.space.whole_blocks else row
-            landed = land(run.space, row[None], np.random.default_rng([run.config.seed, 23, trial.number]))
+            rung = rungs[trial.suggest_int("rung", 0, len(rungs) - 1)] if len(rungs) > 1 else run.space
+            landed = land(rung, row[None], np.random.default_rng([run.config.seed, 23, trial.number]))
             spent = run.spent
             [pair] = run.score(run.space.decode(landed), "searched")
-            study.tell(trial, pair.measurement.kl)
+            study.tell(trial, [pair.measurement.kl, *run.ladder.shares([pair.architecture])[0].tolist()])
             repeats = repeats + 1 if run.spent == spent else 0
             advance()
 

@@ -2,28 +2,36 @@
 
     prior -> first pairs -> [ slopes -> fit -> refine -> plan -> measure ] x rounds
 
-Rounds end by their number, by the tokens, or when what they are expected to gain cannot be told from nothing.
+Rounds end by their number, by the tokens, or when what they are expected to gain cannot be told from nothing. A search
+against costs does each of these on rungs between the budgets and the floor of the costs, see `search.ladder`; otherwise
+there is one, the space.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from evaluator import difference
+from evaluator import Pair, difference
 from predictor import FEWEST_PAIRS, AccuracyPredictor, Refinement, refine
 from search import selection
+from search.baselines import fixed_allocations
+from search.config import SearchConfig
 from search.job import Run
 from search.objective import Elsewhere, predictor_score, stream_of
+from search.pareto_set import ParetoSet
 from search.proposals import evolve, prior_architectures, rounding_architectures
 from search.sampler import ArchitectureSampler, Knowledge
 from search.study import ArchitectureStudy
-from space import Architecture, PredictorError, SettingError
+from space import Architecture, BudgetError, PredictorError, SearchSpace, SettingError
 
 _KEPT_INSIDE = 8  # best measured that no refinement may cut away
 _GENERATIONS = 30  # by which the architectures are found that refining asks about
 _MOST_EXTRA_BATCHES = 3  # times that more pairs are measured for a predictor that fails its gate
+_RUNG_SEEDS = 100  # between the seeds of two rungs, of which there are fewer than a gate's seeds are apart
 _RIVALS = 8  # best measured, whose distances from the very best tell the error of a comparison
 _PATIENCE = 2  # rounds in a row that promise too little: one may have planned badly
 
@@ -47,7 +55,11 @@ def predicted(run: Run, tokens: float) -> None:
     if run.evaluator.dense.dtype != "float32":
         singles += rounding_architectures(run.space)
     run.measure_alone(singles)
-    sampler = ArchitectureSampler(run.space, run.config.seed, settings.candidates, settings.generations, settings.picks)
+    if run.ladder.against:
+        run.reference()  # now, so that its pair is where it was when a run that was stopped goes on
+    sampler = ArchitectureSampler(
+        run.space, run.config.seed, settings.candidates, settings.generations, settings.picks, run.ladder
+    )
     study = ArchitectureStudy(run.folder.study_file, run.space, sampler, _made_from(run))
     try:
         _search(run, study, sampler, tokens)
@@ -67,7 +79,8 @@ def _search(run: Run, study: ArchitectureStudy, sampler: ArchitectureSampler, to
     if finished:  # more than the first pairs, where a gate asked for them
         _replay(run, study, 0)
     for number in range(1, run.config.search.rounds + 1):
-        run.take_slopes()
+        rungs = run.ladder.rungs()
+        run.take_slopes(rungs[(number - 1) % len(rungs)])
         if number <= len(finished):
             _replay(run, study, number)
             run.rounds.append(finished[number - 1])
@@ -91,9 +104,27 @@ def _replay(run: Run, study: ArchitectureStudy, number: int) -> None:
 def _measure_first_pairs(run: Run, study: ArchitectureStudy, seed: int) -> None:
     """Measure what the predictor learns from before it is asked: at random, smooth, and near the prior's best."""
     prior, stream = run.elsewhere().expected, stream_of(run.evaluator.stream())
-    first = selection.first_pairs(run.space, prior, run.baselines, run.config.search, seed, stream)
-    for origin, chosen in first.items():
-        _measure(run, study, 0, _FIRST_PAIRS[origin], chosen, origin)
+    found: dict[str, list[Architecture]] = defaultdict(list)
+    for index, rung in enumerate(run.ladder.rungs()):
+        baselines = _uniform(run, rung) if index else run.baselines
+        settings = _shared(run.config.search, len(run.ladder.rungs()), index)
+        first = selection.first_pairs(rung, prior, baselines, settings, seed + _RUNG_SEEDS * index, stream)
+        for origin, chosen in first.items():
+            found[origin] += chosen
+    for origin, chosen in found.items():
+        _measure(run, study, 0, _FIRST_PAIRS[origin], list(dict.fromkeys(chosen)), origin)
+
+
+def _uniform(run: Run, rung: SearchSpace) -> dict[str, Architecture]:
+    with suppress(BudgetError):
+        return fixed_allocations(rung, run.config.criterion.criterion.group)
+    return {}
+
+
+def _shared(settings: SearchConfig, rungs: int, index: int) -> SearchConfig:
+    """Return one rung's share of the first pairs."""
+    names = ("random_pairs", "profile_pairs", "guided_pairs")
+    return settings.model_copy(update={name: (getattr(settings, name) + index) // rungs for name in names})
 
 
 def _measure(
@@ -118,15 +149,16 @@ def _round(
     if settings.refine:
         run.refinement = _refine(run, number, predictor, elsewhere)
         space = run.refinement.space
-    error = _comparison_error(run)
+    rungs = run.ladder.rungs()
+    # A gain is the mean over the range of costs, and what is measured on one rung improves about that one.
+    error = float(np.median([_comparison_error(run, rung) for rung in rungs])) / len(rungs)
     with run.reporter.stage(f"Round {number}: searching", 1, "plans") as advance:
         sampler.learn(Knowledge(predictor, space, elsewhere))
         plan = study.plan(number)
         advance(1)
     picks = [architecture for architecture, _ in plan]
     expected = elsewhere.expect(run.pairs)
-    averaged = selection.averages_of(expected, run.space, settings.averages, [run.config.seed, 4, number])
-    averaged = [each for each in averaged if each not in picks]
+    averaged = [each for each in _averages(run, expected, number) if each not in picks]
     _measure(run, study, number, f"Round {number}: measuring the best", picks, "searched")
     _measure(run, study, number, f"Round {number}: measuring averages", averaged, "averaged")
     record = {
@@ -139,6 +171,10 @@ def _round(
         "comparison_error": error,
         "best_kl": run.lowest().measurement.kl,
     }
+    if run.ladder.against:
+        reached = ParetoSet.of(run.ladder, run.pairs, run.reference())
+        record |= {"members": len(reached.members), "hypervolume": reached.hypervolume}
+        run.reporter.say(f"Round {number}: {reached}")
     run.reporter.say(
         f"Round {number}: best KL {record['best_kl']:.4f} of 10^{space.size_log10:.0f} architectures, held-out Kendall "
         f"tau {record['kendall_tau']:.2f} on {record['pairs']} pairs; a gain of {record['expected_gain']:.2%} was "
@@ -147,12 +183,23 @@ def _round(
     return record
 
 
-def _comparison_error(run: Run) -> float:
+def _averages(run: Run, expected: Sequence[Pair], number: int) -> list[Architecture]:
+    """Return averages of the best measured, on rungs by turns."""
+    settings, seed = run.config.search, [run.config.seed, 4, number]
+    rungs = run.ladder.rungs(rng=np.random.default_rng([run.config.seed, 9, number]))
+    found = []
+    for index, rung in enumerate(rungs):
+        share = (settings.averages + (index + number * settings.averages) % len(rungs)) // len(rungs)
+        found += selection.averages_of(expected, rung, share, seed if len(rungs) == 1 else [*seed, index])
+    return list(dict.fromkeys(found))
+
+
+def _comparison_error(run: Run, rung: SearchSpace) -> float:
     """Return the standard error of comparing good architectures on the search text, as a share of their KL."""
-    best = selection.lowest(run.pairs, run.space, 1 + _RIVALS)
+    best = selection.lowest(run.pairs, rung, 1 + _RIVALS)
     by_architecture = {pair.architecture: pair.measurement for pair in run.pairs}
-    first, *others = (by_architecture[each] for each in best)
-    if not others or first.kl <= 0:
+    first, *others = (by_architecture[each] for each in best) if best else (None,)
+    if first is None or not others or first.kl <= 0:
         return 0.0
     return float(np.median([difference(other, first).kl_standard_error for other in others]) / first.kl)
 
@@ -170,11 +217,15 @@ def _is_over(run: Run) -> bool:
 
 
 def _refine(run: Run, number: int, predictor: AccuracyPredictor, elsewhere: Elsewhere) -> Refinement:
-    """Cut away what cannot be in a good model; the best measured stay inside."""
+    """Cut away what cannot be in a good model at either end of the range of costs; the best measured stay inside."""
     rng = np.random.default_rng([run.config.seed, 7, number])
-    good = evolve(run.space, predictor_score(run.space, predictor, elsewhere), rng, generations=_GENERATIONS)
-    best = selection.lowest(run.pairs, run.space, _KEPT_INSIDE)
-    return refine(predictor, run.space, good, run.space.encode(best), rng)
+    inside = ParetoSet.of(run.ladder, run.pairs, run.reference()).architectures if run.ladder.against else []
+    parts = []
+    for rung in run.ladder.corners():
+        good = evolve(rung, predictor_score(rung, predictor, elsewhere), rng, generations=_GENERATIONS)
+        best = selection.lowest(run.pairs, rung, _KEPT_INSIDE) + inside
+        parts.append(refine(predictor, rung, good, rung.encode(best), rng))
+    return Refinement.together(parts)
 
 
 def _fit_past_gate(run: Run, study: ArchitectureStudy) -> AccuracyPredictor:
