@@ -103,8 +103,8 @@ class Run:
                 self.spent += self.evaluator.work(pair.architecture, split)
                 self.trace.append(Spent(self.spent, pair, split))
         if split == "search":
-            known = {pair.architecture.fingerprint for pair in self.pairs}
-            self.pairs += [pair for pair in new if pair.architecture.fingerprint not in known]
+            known = {pair.architecture for pair in self.pairs}
+            self.pairs += [pair for pair in new if pair.architecture not in known]
         return new
 
     @contextmanager

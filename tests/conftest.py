@@ -2,8 +2,12 @@
 
 import os
 import shutil
+import sqlite3
+import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 # No test may depend on a network; read when the libraries are imported, so it is set before.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis
 import pytest
+import sqlalchemy
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +55,34 @@ def caches():
         patch.setenv("HF_HOME", f"{folder}/huggingface")
         patch.setenv("HF_MODULES_CACHE", f"{folder}/modules")
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def patient_disk():
+    """Let this process wait for no disk: what it wrote must outlive a process, and no test cuts the power."""
+
+    def relax(connection, _):
+        with suppress(sqlite3.DatabaseError):  # a file that a test has damaged
+            connection.execute("PRAGMA synchronous = OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", relax)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", relax)
+
+
+@pytest.fixture
+def checked_here(monkeypatch):
+    """Check exports in this process, for runs that are not about that: to start another takes longer than the run."""
+    from search.export import huggingface, verify
+
+    def run(command, **_):
+        try:
+            verify.main(*command[3:])
+        except SystemExit as stop:
+            return subprocess.CompletedProcess(command, 1, "", str(stop.code))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(huggingface, "subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,10 @@ def test_the_answer_is_on_the_budget_and_needs_no_model(finished_run):
     assert kl["value"] > old.best()["measured"]["search"]["kl"]  # less is kept
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_the_run_that_follows_measures_nothing_twice(finished_run, tmp_path):
     old, new = RunFolder(finished_run), RunFolder(tmp_path / "new")
-    config = config_of(old, NEW)
+    config = config_of(old, {**NEW, "search.rounds": 1})
     told = answer(old, config)
     begin_from(old, new, config, told)
     assert json.loads((new.path / "answer.json").read_text()) == told

@@ -447,6 +447,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", place], check=False)
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_full_disk_is_refused_and_the_run_goes_on_after(small_disk, small_config, finished_folder, capsys):
     place, grow = small_disk
     command = ("run", "--config", small_config, "--out", place / "run")

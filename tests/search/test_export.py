@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from evaluator import open_model
-from search.export import FORMATS, export_best, generate_text
 from search.export import huggingface as exporting
+from search.export.best import FORMATS, export_best, generate_text
 from search.export.huggingface import MARK, write_folder
 from space import Architecture, ExportError, ModelError, RunFolderError, SettingError, cost_of
 from space.cost import fixed_cost

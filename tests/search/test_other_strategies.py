@@ -2,11 +2,15 @@
 
 import json
 
+import pytest
+
 from predictor import AccuracyPredictor
 from search.config import load_config
 from search.folder import RunFolder
 from search.run import run_search
 from search.session import rewrite_report
+
+pytestmark = pytest.mark.usefixtures("checked_here")
 
 
 def run_by(small_config, folder, **settings):

@@ -7,8 +7,6 @@ import sqlite3
 import subprocess
 import time
 
-import pytest
-
 from tests.search.command import start
 from tests.search.test_run import pairs_of
 
@@ -38,8 +36,17 @@ def measuring(folder):
     return count(folder / "measurements.db", "SELECT count(*) FROM pairs") >= 20
 
 
+def measuring_more(folder):
+    return count(folder / "measurements.db", "SELECT count(*) FROM pairs") >= 40
+
+
 def searching(folder):
     return count(folder / "study.db", "SELECT count(*) FROM trials") >= 3
+
+
+def searching_more(folder):
+    rounds = "SELECT count(*) FROM trial_user_attributes WHERE key = 'round' AND value_json = '1'"
+    return count(folder / "study.db", rounds) >= 2
 
 
 def exporting(folder):
@@ -57,15 +64,26 @@ def stop_when(reached, folder, process, how):
     return finish(process)
 
 
-@pytest.mark.parametrize("reached", [measuring, searching, exporting])
-def test_a_killed_run_ends_like_an_undisturbed_one(reached, small_config, finished_folder, tmp_path):
+# In this order, each on what the one before left behind.
+STOPS = [(measuring, signal.SIGKILL), (measuring_more, signal.SIGINT), (searching, signal.SIGKILL)]
+STOPS += [(searching_more, signal.SIGKILL), (exporting, signal.SIGKILL)]
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_like_an_undisturbed_one(small_config, finished_folder, tmp_path):
     folder = tmp_path / "run"
     command = ("run", "--config", small_config, "--out", folder)
-    code, _ = stop_when(reached, folder, start(*command), signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    assert not (folder / "best.json").exists()
-    before = pairs_of(folder)
-    assert before == pairs_of(finished_folder)[: len(before)]
+    came_to = []
+    for reached, how in STOPS:
+        code, error = stop_when(reached, folder, start(*command), how)
+        assert (reached.__name__, code) == (reached.__name__, 130 if how == signal.SIGINT else -how)
+        if how == signal.SIGINT:
+            assert error.endswith("Stopped; the same command goes on from here.\n")
+            assert "Traceback" not in error
+            assert "Aborted" not in error
+        assert not (folder / "best.json").exists()
+        came_to.append(pairs_of(folder))
+        assert came_to[-1] == pairs_of(finished_folder)[: len(came_to[-1])]
+    assert len(came_to[0]) < len(came_to[1]) < len(came_to[2])
     code, error = finish(start(*command))
     assert code == 0, error
     assert pairs_of(folder) == pairs_of(finished_folder)
@@ -75,18 +93,3 @@ def test_a_killed_run_ends_like_an_undisturbed_one(reached, small_config, finish
     assert [path.name for path in folder.rglob("*") if "partial" in path.name or path.name.endswith(".old")] == []
     weights = [(path / "export" / "model.safetensors").read_bytes() for path in (folder, finished_folder)]
     assert weights[0] == weights[1]
-
-
-def test_ctrl_c_says_one_sentence_and_the_run_goes_on(small_config, finished_folder, tmp_path):
-    folder = tmp_path / "run"
-    command = ("run", "--config", small_config, "--out", folder)
-    code, error = stop_when(measuring, folder, start(*command), signal.SIGINT)
-    assert code == 130
-    assert error.endswith("Stopped; the same command goes on from here.\n")
-    assert "Traceback" not in error
-    assert "Aborted" not in error
-    before = pairs_of(folder)
-    assert before == pairs_of(finished_folder)[: len(before)]
-    code, error = finish(start(*command))
-    assert code == 0, error
-    assert pairs_of(folder) == pairs_of(finished_folder)

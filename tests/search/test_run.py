@@ -176,6 +176,7 @@ def never(*_):
     raise AssertionError("measured again")
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_a_run_without_its_last_file_is_finished_from_its_pairs(finished_run, best, monkeypatch):
     pairs = pairs_of(finished_run)
     for name in ("best.json", "report.html", "study.db"):
@@ -192,6 +193,7 @@ def test_a_run_without_its_last_file_is_finished_from_its_pairs(finished_run, be
     }
 
 
+@pytest.mark.usefixtures("checked_here")
 def test_the_same_seed_elsewhere_gives_the_same_pairs_and_winner(finished_folder, best, small_config, tmp_path):
     again = run_search(load_config(small_config, {}), tmp_path / "run")
     assert pairs_of(tmp_path / "run") == pairs_of(finished_folder)

@@ -9,6 +9,7 @@ from search.run import run_search
 from space import Architecture
 from tests.conftest import SMALL_RUN
 
+pytestmark = pytest.mark.usefixtures("checked_here")
 SHORT = {**SMALL_RUN["search"], "profile_pairs": 4, "guided_pairs": 6, "rounds": 1, "generations": 4}
 
 
