@@ -96,8 +96,8 @@ def because(told: ParetoSet, rule: Rule, winner: Architecture) -> str:
         distances = np.sort(knee_distances(values))
         others = f" (the next {distances[1]:.3f})" if len(distances) > 1 else ""
         return (
-            f"It is the knee of the {_count(told)}: with every objective scaled to 0 at its best in the set and 1 at "
-            f"its worst, the mean of its own is lowest, {distances[0]:.3f}{others}."
+            f"It is the knee of the {_count(told)}: with KL and costs scaled to 0 at their best in the set and 1 at "
+            f"their worst, the mean of the two is lowest, {distances[0]:.3f}{others}."
         )
     if rule.name == "cheapest":
         close = int((kl <= kl.min() * (1 + rule.share)).sum())
@@ -105,8 +105,8 @@ def because(told: ParetoSet, rule: Rule, winner: Architecture) -> str:
             f"Of the {_count(told)}, {close} {'has' if close == 1 else 'have'} a KL within {100 * rule.share:g} % of "
             f"the lowest, {kl.min():.4g}; of these it is the cheapest in {METRIC_NAMES.get(metric, metric)}."
         )
-    if winner in told.architectures:
-        return f"It has the lowest KL of the {_count(told)}, {kl.min():.4g}, or is no worse and smoother over depth."
+    if winner == told.architectures[int(kl.argmin())]:
+        return f"It has the lowest KL of the {_count(told)}, {kl.min():.4g}."
     return f"Its KL is within an error of the lowest, {kl.min():.4g}, and it is smoother over depth."
 
 

@@ -3,7 +3,7 @@
 | rule | who wins |
 | --- | --- |
 | `lowest_kl` | the lowest KL within the budgets, or a smoother architecture that is not clearly worse |
-| `knee` | the member of the Pareto set that gives up least of all objectives together |
+| `knee` | the member of the Pareto set that gives up least of KL and costs together, see `knee_distances` |
 | `cheapest=0.05` | of the members whose KL is within 5 % of the lowest, the one of the lowest first cost |
 """
 
@@ -60,20 +60,21 @@ class Rule:
 
 
 def knee_distances(values: ArrayLike) -> NDArray[np.float64]:
-    """Return what each member of a Pareto set gives up of all objectives together (members,), from 0 on.
+    """Return what each member of a Pareto set gives up of KL and costs together (members,), from 0 on.
 
-    Each objective is scaled to 0 at its best in the set and 1 at its worst, and averaged. With two objectives the
-    lowest is farthest below the straight line between the ends of the set, which is what a knee is.
+    Each objective is scaled to 0 at its best in the set and 1 at its worst; KL counts half, and the costs, which mostly
+    fall together, count half together. With one cost the lowest is farthest below the straight line between the ends
+    of the set, which is what a knee is.
 
     Args:
-        values: (members, objectives).
+        values: (members, objectives), KL first.
 
     Source: Das, On characterizing the knee of the Pareto curve based on normal-boundary intersection (1999).
     """
     points = np.asarray(values, dtype=np.float64)
     best, worst = points.min(axis=0), points.max(axis=0)
     scaled = np.divide(points - best, worst - best, out=np.zeros_like(points), where=worst > best)
-    distances: NDArray[np.float64] = scaled.mean(axis=1)
+    distances: NDArray[np.float64] = (scaled[:, 0] + scaled[:, 1:].mean(axis=1)) / 2
     return distances
 
 

@@ -39,17 +39,18 @@ def set_drawing(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Drawing | 
     height = _PANEL * len(against) + LEGEND_PIXELS
     figure = make_subplots(len(against), 1, vertical_spacing=0.2 / len(against))
     style(figure, height)
-    kl = [member["measured"]["validate"]["kl"] for member in told["members"]]
+    measured = [member["measured"]["validate"] for member in told["members"]]
+    kl, lows = [each["kl"] for each in measured], [each["kl"] - _down(each) for each in measured]
     for row, metric in enumerate(against, 1):
         dense = best["dense_cost"][metric]
         shares = [member["shares"][metric] for member in told["members"]]
-        limits = padded([*shares, told["reference"]["validate"][metric], best["cost"][metric] / dense], 0.05)
+        limits = padded([*shares, best["cost"][metric] / dense], 0.05)
         shown = [pair for pair in pairs if pair.kl > ROUNDING and pair.kind != "prior"]
         shown = [pair for pair in shown if limits[0] <= getattr(pair.cost, metric) / dense <= limits[1]]
         _add_measured(figure, row, [(getattr(pair.cost, metric) / dense, pair) for pair in shown])
         _add_members(figure, row, told["members"], shares, joined=len(against) == 1)
         _add_winner(figure, row, best, best["cost"][metric] / dense)
-        ends = padded(np.log10([*kl, *(pair.kl for pair in shown)]).tolist(), 0.06)
+        ends = padded(np.log10([*kl, *lows, *(pair.kl for pair in shown)]).tolist(), 0.06)
         figure.update_xaxes(
             title=f"{METRIC_NAMES.get(metric, metric)}, share of dense", tickformat=".0%", range=limits, row=row, col=1
         )
@@ -64,6 +65,11 @@ def set_drawing(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Drawing | 
         f"text at {' and '.join(ranges)}. {told['because']}"
     )
     return Drawing(figure, summary, height)
+
+
+def _down(measured: Mapping[str, Any]) -> float:
+    """Return how far down an error bar goes on a logarithmic axis."""
+    return float(min(measured["kl_standard_error"], 0.9 * measured["kl"]))
 
 
 def _percent(share: float) -> str:
@@ -103,7 +109,6 @@ def _add_members(
             row=row,
             col=1,
         )
-    errors = [each["kl_standard_error"] for each in measured]
     figure.add_scatter(
         x=shares,
         y=kl,
@@ -114,8 +119,8 @@ def _add_members(
         text=[escape(member["fingerprint"]) for member in members],
         marker={"color": BLUE, "symbol": "square", "size": 9, "line": {"color": INK, "width": 1}},
         error_y={
-            "array": errors,
-            "arrayminus": [min(error, 0.9 * own) for error, own in zip(errors, kl, strict=True)],
+            "array": [each["kl_standard_error"] for each in measured],
+            "arrayminus": [_down(each) for each in measured],
             "symmetric": False,
             "color": INK,
             "thickness": 1,

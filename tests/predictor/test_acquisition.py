@@ -48,3 +48,25 @@ def test_factors_decide_between_equals():
     factor = np.ones(40)
     factor[last] = 0.2
     assert choose_batch(predictor, genes_of(asked), 1, best, factor)[0].index == last
+
+
+def test_under_several_budgets_a_batch_is_spread_over_them():
+    train, asked = draw(60, 1), draw(60, 2)
+    predictor = fitted(train)
+    within = np.zeros((60, 4), dtype=bool)
+    within[:, 3] = True
+    for budget in range(3):
+        within[20 * budget : 20 * (budget + 1), budget:] = True  # twenty that are within all, twenty of three, of two
+    genes, best = genes_of(asked), np.full(4, max(measure(train, 0)))
+    picks = choose_batch(predictor, genes, 3, best, within=within)
+    # The first serves all budgets; what it promises there is what the others must beat.
+    value, covariance, _ = predictor.belief(genes)
+    spread = np.sqrt(np.diag(covariance))[:, None]
+    draws = value[:, None] + spread * np.random.default_rng(0).standard_normal((60, 5_000))
+    gain = np.maximum(np.log(best[0]) - draws, 0).mean(axis=1) * within.mean(axis=1)
+    assert gain[picks[0].index] > 0.98 * gain.max()
+    assert picks[0].index < 20
+    alone = choose_batch(predictor, genes, 1, best[:1])[0]
+    assert picks[1].improvement < 0.5 * picks[0].improvement <= 0.6 * alone.improvement * 4
+    one = choose_batch(predictor, genes, 3, best[0])
+    assert choose_batch(predictor, genes, 3, best[:1]) == one

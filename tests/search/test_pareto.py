@@ -70,6 +70,8 @@ def test_rules_choose_as_they_say():
     assert below.argmax() == 2
     assert np.allclose(knee_distances(values), 0.5 - below / np.sqrt(2))
     assert chosen(Rule.parse("knee"), values[:1]) == 0
+    # A second cost that goes with the first changes nothing: both together weigh as much as KL.
+    assert chosen(Rule.parse("knee"), values[:, [0, 1, 1]]) == 2
     # Of equals the lower KL.
     assert chosen(Rule.parse("cheapest=0.5"), [[0.31, 0.7], [0.30, 0.7]]) == 1
 
