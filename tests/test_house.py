@@ -56,6 +56,17 @@ def test_a_question_needs_no_torch():
     assert run.stdout.strip() == "[]"
 
 
+def test_a_refusal_waits_for_no_library():
+    code = (
+        "import sys; from search.cli import _guarded, app; "
+        "code = _guarded(lambda: app(['run', '--model=m', '--budget=parameters=0.8', '--set=search.rounds=0']));"
+        "print(code, sorted({'torch', 'sklearn', 'pandas', 'scipy', 'optuna', 'plotly'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "2 []"
+    assert "'search.rounds'" in run.stderr
+
+
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_all_is_sorted_and_importable(package):
     module = importlib.import_module(package)
