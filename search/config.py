@@ -9,7 +9,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from predictor import FEWEST_PAIRS
-from space import Budget, Criterion, Layout, SearchSpace, SettingError, Update, Weights, Widths, build_space
+from space import (
+    LATENCY,
+    Budget,
+    Criterion,
+    LatencyTable,
+    Layout,
+    Phase,
+    SearchSpace,
+    SettingError,
+    Update,
+    Weights,
+    Widths,
+    build_space,
+)
 
 
 class _Settings(BaseModel):
@@ -80,6 +93,21 @@ class CriterionConfig(_Settings):
         return Criterion(self.widths, self.weights, self.update, self.pattern)
 
 
+class LatencyConfig(_Settings):
+    """What is timed where a budget is on latency."""
+
+    phase: Phase = "prefill"  # of `sequence_length` tokens at once; decode: one more token behind so many
+    batch: int = Field(1, ge=1)  # sequences
+    sequence_length: int = Field(512, ge=1)  # tokens of each
+    # Visits of each model that is timed. More make up for a machine that does other things as well.
+    repeats: int = Field(5, ge=1)
+
+    @property
+    def conditions(self) -> tuple[Phase, int, int]:
+        """Phase, batch and sequence length."""
+        return self.phase, self.batch, self.sequence_length
+
+
 StrategyName = Literal["predictor", "random", "evolution", "additive", "tpe", "nsga2"]
 
 
@@ -127,6 +155,7 @@ class RunConfig(_Settings):
     space: SpaceConfig = SpaceConfig.model_validate({})
     search: SearchConfig = SearchConfig.model_validate({})
     criterion: CriterionConfig = CriterionConfig.model_validate({})
+    latency: LatencyConfig = LatencyConfig.model_validate({})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "cpu"  # or cuda, cuda:1; auto lays a model over several GPUs
     # Compiled steps save a tenth to a fifth of measuring, and cost some seconds once; auto compiles for models of 50
@@ -139,11 +168,20 @@ class RunConfig(_Settings):
         """The budgets, parsed."""
         return tuple(Budget.parse(text) for text in self.budget)
 
-    def search_space(self, layout: Layout) -> SearchSpace:
+    @property
+    def limits_latency(self) -> bool:
+        """Whether a budget is on latency."""
+        return any(budget.metric == LATENCY for budget in self.budgets)
+
+    def search_space(self, layout: Layout, latency: LatencyTable | None = None) -> SearchSpace:
         """Return the search space of a model under these settings.
 
+        Args:
+            layout: the dense model.
+            latency: timings of its sub-blocks, which a budget on latency needs.
+
         Raises:
-            BudgetError: no architecture meets the budgets.
+            BudgetError: no architecture meets the budgets, or latency is limited and was not timed.
             SettingError: a step or sparsity is out of range.
         """
         asks_sparsity = any(budget.metric == "nonzero_parameters" for budget in self.budgets)
@@ -162,6 +200,7 @@ class RunConfig(_Settings):
             sparsities=sparsities,
             pattern=criterion.group,
             whole_blocks=self.space.whole_blocks,
+            latency=latency,
         )
 
     def to_yaml(self) -> str:

@@ -7,7 +7,7 @@ from evaluator import Evaluator, Measurement, Pair, difference
 from predictor import AccuracyPredictor, Prediction
 from search.comparison import FORMAT, PairRow
 from search.config import RunConfig
-from space import Architecture, Layout, SearchSpace, cost_of
+from space import Architecture, SearchSpace
 
 
 def best_record(
@@ -21,6 +21,7 @@ def best_record(
     unseen: Prediction | None,
     rounds: Sequence[Mapping[str, Any]],
     learned: Mapping[str, Any],
+    latency: Mapping[str, Any] | None,
     wall_seconds: float,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def best_record(
         unseen: of the winner, by a predictor that never saw it; None without a predictor.
         rounds: what each round reached.
         learned: what the predictor learned, see `search.learned`.
+        latency: of the winner and the dense model, see `search.latency`; None where it was not asked for.
         wall_seconds: of this process and of what earlier ones measured for the run.
         environment: what it ran with.
     """
@@ -51,15 +53,15 @@ def best_record(
         "layout": layout.to_dict(),
         "architecture": winner.to_dict(),
         "fingerprint": winner.fingerprint,
-        "cost": cost_of(layout, winner).to_dict(),
-        "dense_cost": cost_of(layout, Architecture.dense(layout)).to_dict(),
+        "cost": space.amounts(winner),
+        "dense_cost": space.amounts(Architecture.dense(layout)),
         "predicted": _predicted(predictor, unseen, judge) if predictor and unseen else None,
         "measured": {split: rows["winner"].to_dict() for split, rows in measured.items()},
         "baselines": {
             name: {
                 "architecture": architecture.to_dict(),
                 "fingerprint": architecture.fingerprint,
-                "cost": cost_of(layout, architecture).to_dict(),
+                "cost": space.amounts(architecture),
                 "measured": {split: rows[name].to_dict() for split, rows in measured.items()},
                 # Token by token, below 0 where the winner is better.
                 "winner_less_this": {
@@ -73,7 +75,7 @@ def best_record(
             name: {
                 "architecture": architecture.to_dict(),
                 "fingerprint": architecture.fingerprint,
-                "cost": cost_of(layout, architecture).to_dict(),
+                "cost": space.amounts(architecture),
                 "measured": {"report": measurement.to_dict()},
                 "winner_less_this": {
                     "report": difference(measured["report"]["winner"], measurement, same_text=True).to_dict()
@@ -84,6 +86,7 @@ def best_record(
         "quality": predictor.quality.to_dict() if predictor else {},
         "rounds": list(rounds),
         "learned": dict(learned),
+        "latency": latency,
         "texts": {
             split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()
         },
@@ -106,7 +109,7 @@ def _predicted(predictor: AccuracyPredictor, unseen: Prediction, judge: Evaluato
     }
 
 
-def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredictor | None) -> list[PairRow]:
+def pair_rows(pairs: Sequence[Pair], space: SearchSpace, predictor: AccuracyPredictor | None) -> list[PairRow]:
     """Return measured pairs for the report, each with what cross-validation predicted of it without having seen it.
 
     Single changes are what the prior is made of, of where slopes were taken the features know the measurement, and the
@@ -114,7 +117,7 @@ def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredicto
 
     Args:
         pairs: what the predictor was fitted on.
-        layout: the dense model.
+        space: what tells costs.
         predictor: as fitted, not as loaded; None where too little was measured for one.
     """
     rows = []
@@ -126,7 +129,7 @@ def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredicto
                 fingerprint=pair.architecture.fingerprint,
                 architecture=pair.architecture,
                 kind=pair.origin,
-                cost=cost_of(layout, pair.architecture),
+                cost=space.amounts(pair.architecture),
                 kl=pair.measurement.kl,
                 kl_standard_error=pair.measurement.kl_standard_error,
                 perplexity=pair.measurement.perplexity,

@@ -38,6 +38,7 @@ from search.environment import describe_environment
 from search.export.best import export_installed
 from search.folder import RunFolder, write_json
 from search.job import Run
+from search.latency import final_timings, timed_model
 from search.learned import learned_record
 from search.objective import fit_pairs, predictor_score
 from search.progress import Reporter
@@ -46,7 +47,7 @@ from search.report import write_report
 from search.results import best_record, pair_rows
 from search.session import open_dense, save_predictors
 from search.strategies import search_by
-from space import Architecture, BudgetError, PredictorError, SecateurError
+from space import Architecture, BudgetError, PredictorError, SearchSpace, SecateurError
 
 # Shares of the cut at which the report shows what the predictor would choose under another budget.
 _FRONTIER = (0.25, 0.5, 0.75, 1.25)
@@ -78,11 +79,8 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
         files.keep_layout(config.model, dense.weights_hash, dense.layout)
         reporter.say(f"{files.path} is finished already; nothing to do")
         return files.best()
-    space = config.search_space(dense.layout)
-    # A budget that baselines cannot meet is refused here.
-    fixed = fixed_allocations(space, config.criterion.criterion.group)
     with files.locked():
-        texts = _begin(config, files, dense, reporter)
+        space, fixed, texts = _begin(config, files, dense, reporter)
         agreement = _check_dtype(dense, texts, reporter)
         store = PairStore(files.measurements_file)
         started -= store.seconds_measured()  # by earlier processes: a run that was stopped took its time as well
@@ -104,13 +102,18 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     return best
 
 
-def _begin(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter) -> Texts:
-    """Make or check the run folder and its texts; a run refused for its text leaves no folder behind."""
+def _begin(
+    config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter
+) -> tuple[SearchSpace, dict[str, Architecture], Texts]:
+    """Make or check the run folder, its space and its texts; a run that is refused leaves no folder behind."""
     fresh = not files.config_file.exists()
     files.prepare(config)
     try:
         files.keep_layout(config.model, dense.weights_hash, dense.layout)
-        return _texts(config, files, dense, reporter)
+        space = config.search_space(dense.layout, timed_model(config, files, dense, reporter))
+        # A budget that baselines cannot meet is refused here.
+        fixed = fixed_allocations(space, config.criterion.criterion.group)
+        return space, fixed, _texts(config, files, dense, reporter)
     except SecateurError:
         if fresh:
             files.discard()
@@ -164,14 +167,22 @@ def _search(run: Run, started: float) -> dict[str, Any]:
         _unseen(run, champion, predictor) if predictor else None,
         run.rounds,
         learned_record(predictor, run.pairs, champion, run.refinement) if predictor else {},
+        _timed(run, champion),
         time.perf_counter() - started,
         describe_environment(run.evaluator.dense, run.agreement),
     )
     export_installed(run.evaluator, best, run.folder.export)
-    write_report(run.folder.path, best, pair_rows(run.pairs, run.space.layout, predictor))
+    write_report(run.folder.path, best, pair_rows(run.pairs, run.space, predictor))
     # Last, since its presence says that the run is finished.
     write_json(run.folder.best_file, best)
     return best
+
+
+def _timed(run: Run, winner: Architecture) -> dict[str, Any] | None:
+    """Return what the winner and the dense model take for real, where a budget asked for it."""
+    if run.space.latency is None or not run.config.limits_latency:
+        return None
+    return final_timings(run.evaluator, run.config, run.space.latency, winner, run.reporter)
 
 
 def _fitted(run: Run) -> AccuracyPredictor | None:

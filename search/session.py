@@ -68,7 +68,7 @@ def refit(run: RunFolder, seed: int | None = None, out: Path | None = None) -> d
     """
     predictor, pairs = _fitted(run, seed)
     if out is None:
-        save_predictors(run, run.config().search_space(run.layout()), pairs, predictor)
+        save_predictors(run, run.search_space(), pairs, predictor)
     else:
         predictor.save(out)
     return _told(predictor, [pair.architecture for pair in pairs], [pair.measurement.kl for pair in pairs])
@@ -135,15 +135,15 @@ def rewrite_report(run: RunFolder) -> Path:
     best = run.best()
     if best["quality"]:
         predictor, pairs = _fitted(run, None)
-        return write_report(run.path, best, pair_rows(pairs, run.layout(), predictor))
+        return write_report(run.path, best, pair_rows(pairs, run.search_space(), predictor))
     _, pairs, *_ = _search_pairs(run)
-    return write_report(run.path, best, pair_rows(pairs, run.layout(), None))
+    return write_report(run.path, best, pair_rows(pairs, run.search_space(), None))
 
 
 def _fitted(run: RunFolder, seed: int | None) -> tuple[AccuracyPredictor, list[Pair]]:
     config = run.config()
     protocol, pairs, slopes, stream = _search_pairs(run)
-    space = config.search_space(run.layout())
+    space = run.search_space()
     return fit_pairs(space, pairs, protocol, config.seed if seed is None else seed, slopes, stream), pairs
 
 
