@@ -134,7 +134,7 @@ def time_sub_blocks(
                 whole += [(design, bench.seconds(run)) for _ in range(bench.passes)]
                 marked += [_marked_pass(bench, model, run, design) for _ in range(bench.passes)]
             progress(1)
-    times, rest = _fitted(marked, [len(own) for own in options])
+    times, rest, loads = _fitted(marked, [len(own) for own in options])
     scale = float(np.median([seconds / _total(times, rest, design) for design, seconds in whole]))
     attention, mlp = ([_nanoseconds(value * scale) for value in own] for own in times)
     # What is left of a removed sub-block is a part of every architecture.
@@ -145,7 +145,7 @@ def time_sub_blocks(
         fixed=fixed,
         attention=tuple(zip(options[0], (value - attention[0] for value in attention), strict=True)),
         mlp=tuple(zip(options[1], (value - mlp[0] for value in mlp), strict=True)),
-        layer_spread=_layer_spread(marked, times),
+        layer_spread=_layer_spread(marked, times, loads),
         seconds=0.0,
     )
 
@@ -243,8 +243,11 @@ def _marked_pass(bench: Bench, model: nn.Module, run: Callable[[], None], design
     return _Pass(design, inside, float(spans.sum() - inside.sum()))
 
 
-def _fitted(passes: Sequence[_Pass], options: Sequence[int]) -> tuple[list[NDArray[np.float64]], float]:
-    """Return by sub-block the seconds (choices,) that each choice takes, never less for more, and those of the rest."""
+def _fitted(
+    passes: Sequence[_Pass], options: Sequence[int]
+) -> tuple[list[NDArray[np.float64]], float, NDArray[np.float64]]:
+    """Return by sub-block the seconds (choices,) that each choice takes, never less for more, those of the rest, and
+    the loads (passes,)."""
     loads = np.ones(len(passes))
     totals = np.array([each.spans.sum() + each.rest for each in passes])
     choices = np.stack([each.choices for each in passes])  # (passes, layers, 2)
@@ -259,18 +262,18 @@ def _fitted(passes: Sequence[_Pass], options: Sequence[int]) -> tuple[list[NDArr
         rest = float(trim_mean([each.rest for each in passes] / loads, _TRIMMED))
         loads = totals / [_total(times, rest, each.choices) for each in passes]
         loads /= np.median(loads)
-    return times, rest
+    return times, rest, loads
 
 
 def _total(times: Sequence[NDArray[np.float64]], rest: float, design: NDArray[np.intp]) -> float:
     return rest + float(sum(own[design[:, part]].sum() for part, own in enumerate(times)))
 
 
-def _layer_spread(passes: Sequence[_Pass], times: Sequence[NDArray[np.float64]]) -> float:
+def _layer_spread(passes: Sequence[_Pass], times: Sequence[NDArray[np.float64]], loads: NDArray[np.float64]) -> float:
     """Return how much layers differ: the deviation over layers of what they take as multiples of the table's."""
-    expected = [times[0][each.choices[:, 0]] + times[1][each.choices[:, 1]] for each in passes]
-    shares = [each.spans.sum(axis=1) / own for each, own in zip(passes, expected, strict=True)]
-    by_layer = np.median(shares, axis=0)
+    taken = sum(each.spans.sum(axis=1) / load for each, load in zip(passes, loads, strict=True))
+    expected = sum(times[0][each.choices[:, 0]] + times[1][each.choices[:, 1]] for each in passes)
+    by_layer = np.asarray(taken / expected)
     return float(by_layer.std() / by_layer.mean())
 
 

@@ -22,7 +22,7 @@ import transformers
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
-from evaluator.checkpoint import DenseModel
+from evaluator.checkpoint import DenseModel, quiet_transformers
 from evaluator.pruning import Surgeon
 from evaluator.pruning.statistics import LayerStatistics
 from evaluator.standalone import standalone
@@ -150,6 +150,11 @@ class Bench:
 
         One pass has been run already: the first of a shape takes longer.
         """
+        # Its code has notices on layers that differ.
+        with quiet_transformers():
+            yield from self._installed(architecture)
+
+    def _installed(self, architecture: Architecture) -> Iterator[tuple[PreTrainedModel, Callable[[], None]]]:
         widths = tuple(LayerArchitecture(layer.kv_groups, layer.mlp_width) for layer in architecture.layers)
         self._surgeon.install(Architecture(widths))
         model = standalone(self.dense, Architecture(widths))

@@ -297,7 +297,7 @@ def latency(
         list[Path] | None,
         typer.Argument(
             metavar="[ARCHITECTURE...]",
-            help="JSON files; - for stdin; none: the winner, or nothing where there is none.",
+            help="JSON files; - for stdin; none: the winner, if there is one.",
         ),
     ] = None,
     as_json: Json = False,

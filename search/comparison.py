@@ -190,9 +190,10 @@ def notes(best: Mapping[str, Any]) -> Iterator[str]:
             f"{latency_in_words(latency['dense'])}."
         )
         if check := latency["check"]:
+            mean, most = (f"{100 * check[name]:.1f} %" for name in ("mean_error", "largest_error"))
             yield (
-                f"Of {len(check['models'])} whole models the table of timings was {100 * check['mean_error']:.1f} % "
-                f"off in the mean, {100 * check['largest_error']:.1f} % at most (Kendall tau {check['kendall_tau']:.2f})."
+                f"Of {len(check['models'])} whole models the table of timings was {mean} off in the mean, {most} at "
+                f"most (Kendall tau {check['kendall_tau']:.2f})."
             )
     tau, predicted = best["quality"].get("kendall_tau"), best.get("predicted")
     line = f"The predictor's held-out Kendall tau is {DASH if tau is None else format(tau, '.2f')}"
