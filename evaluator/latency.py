@@ -26,7 +26,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import kendalltau, spearmanr, trim_mean
 from torch import nn
 
-from evaluator.timing import Bench, Mark
+from evaluator.timing import Bench, Mark, Timing, timing_of
 from space import (
     Architecture,
     Budget,
@@ -43,7 +43,7 @@ _SAMPLES = 12  # of each choice in each round
 _FEWEST_DESIGNS = 6
 _TRIMMED = 0.1  # of a choice's spans, at either end
 _TURNS = 8  # of estimating loads and times; both have settled long before
-_CHECKED = (0.3, 0.9)  # of the way from everything removed to dense, between which whole models are checked
+_CHECKED = (0.3, 0.95)  # of the dense decoder's parameters, between which whole models are checked
 _NANO = 1e9
 
 
@@ -64,38 +64,52 @@ def measure_latency(
     rng: np.random.Generator,
     progress: Callable[[int], None] = lambda _: None,
 ) -> LatencyTable:
-    """Time sub-blocks into a table, and check it against whole models that it was not made from.
+    """Time sub-blocks into a table, and check it against whole models that it is not made from.
 
     Args:
-        bench: what times.
-        space: whose widths matter; its budgets do not.
+        bench: what times; the dense model is installed in the end.
+        space: whose widths matter, and of which whole models are drawn; its budgets do not count.
         rounds: visits of each model.
-        models: that the table is checked against, the dense one among them.
+        models: that the table is checked against, the dense one among them; at least 2.
         rng: where the randomness comes from.
         progress: told 1 after each visit, of `visits` in all.
 
     Raises:
         MeasurementError: no time passes between marks.
     """
-    started = time.perf_counter()
-    widths = timed_widths([choice.width for choice in space.choices[1]], space.layout.mlp_width)
-    table = time_sub_blocks(bench, widths, rounds, rng, progress)
-    architectures = [Architecture.dense(space.layout), *_spread(space, table, models - 1, rng)]
-    check = check_table(bench, table, architectures, rounds, rng, progress)
+    started, layout = time.perf_counter(), space.layout
+    options = [0, *range(1, layout.kv_groups + 1)], [0, *timed_widths(space)]
+    designs = _designs(layout.layers, [len(own) for own in options], rng)
+    asked = [_designed(options, design) for design in designs]
+    whole = [Architecture.dense(layout), *_spread(space, models - 1, rng)]
+    marked: list[_Pass] = []
+    everyone = [*asked, *whole]
+    taken: list[list[float]] = [[] for _ in everyone]
+    for _ in range(rounds):
+        # Those that the table is made from and those that it is checked against meet the same disturbances.
+        for number in rng.permutation(len(taken)).tolist():
+            with bench.installed(everyone[number]) as (model, run):
+                taken[number] += [bench.seconds(run) for _ in range(bench.passes)]
+                if number < len(asked):
+                    marked += [_marked_pass(bench, model, run, designs[number]) for _ in range(bench.passes)]
+            progress(1)
     bench.close()
+    unmarked = [timing_of(each) for each in taken]
+    table = _table(bench, options, marked, list(zip(designs, unmarked[: len(asked)], strict=True)))
+    check = _check(table, whole, unmarked[len(asked) :])
     return replace(table, check=check, seconds=round(time.perf_counter() - started, 1))
 
 
 def visits(space: SearchSpace, rounds: int, models: int) -> int:
     """Return how many visits `measure_latency` makes."""
     layout = space.layout
-    widths = timed_widths([choice.width for choice in space.choices[1]], layout.mlp_width)
-    return rounds * (_design_count(layout.layers, 1 + max(layout.kv_groups, len(widths))) + models)
+    return rounds * (_design_count(layout.layers, 1 + max(layout.kv_groups, len(timed_widths(space)))) + models)
 
 
-def timed_widths(widths: Sequence[int], dense: int) -> list[int]:
-    """Return which MLP widths to time: those that matter, or as many evenly spaced where they are too many or few."""
-    kept = sorted({*widths, dense} - {0})
+def timed_widths(space: SearchSpace) -> list[int]:
+    """Return which MLP widths to time: those of the space, or as many evenly spaced where they are too many or few."""
+    dense = space.layout.mlp_width
+    kept = sorted({dense, *(choice.width for choice in space.choices[1])} - {0})
     if len(kept) < _FEWEST_WIDTHS:
         steps = min(_FEWEST_WIDTHS, dense)
         return sorted({*kept, *(dense * step // steps for step in range(1, steps + 1))})
@@ -103,46 +117,25 @@ def timed_widths(widths: Sequence[int], dense: int) -> list[int]:
     return [kept[place] for place in np.rint(places).astype(int).tolist()]
 
 
-def time_sub_blocks(
+def _designed(options: Sequence[Sequence[int]], design: NDArray[np.intp]) -> Architecture:
+    return Architecture(tuple(LayerArchitecture(options[0][a], options[1][m]) for a, m in design.tolist()))
+
+
+def _table(
     bench: Bench,
-    widths: Sequence[int],
-    rounds: int,
-    rng: np.random.Generator,
-    progress: Callable[[int], None] = lambda _: None,
+    options: Sequence[Sequence[int]],
+    marked: Sequence[_Pass],
+    unmarked: Sequence[tuple[NDArray[np.intp], Timing]],
 ) -> LatencyTable:
-    """Time every number of KV groups and some MLP widths; a table that was not checked yet.
-
-    Args:
-        bench: what times.
-        widths: of MLPs, ascending, above 0 and up to the dense one.
-        rounds: visits of each random architecture.
-        rng: where the randomness comes from.
-        progress: told 1 after each visit.
-
-    Raises:
-        MeasurementError: no time passes between marks.
-    """
-    layout = bench.dense.layout
-    options = [0, *range(1, layout.kv_groups + 1)], [0, *widths]
-    designs = _designs(layout.layers, [len(own) for own in options], rng)
-    marked: list[_Pass] = []
-    whole: list[tuple[NDArray[np.intp], float]] = []
-    for _ in range(rounds):
-        for design in rng.permutation(designs):
-            layers = (LayerArchitecture(options[0][a], options[1][m]) for a, m in design)
-            with bench.installed(Architecture(tuple(layers))) as (model, run):
-                whole += [(design, bench.seconds(run)) for _ in range(bench.passes)]
-                marked += [_marked_pass(bench, model, run, design) for _ in range(bench.passes)]
-            progress(1)
     times, rest, loads = _fitted(marked, [len(own) for own in options])
-    scale = float(np.median([seconds / _total(times, rest, design) for design, seconds in whole]))
+    scale = float(np.median([timing.seconds / _total(times, rest, design) for design, timing in unmarked]))
     attention, mlp = ([_nanoseconds(value * scale) for value in own] for own in times)
-    # What is left of a removed sub-block is a part of every architecture.
-    fixed = _nanoseconds(rest * scale) + layout.layers * (attention[0] + mlp[0])
+    layers = bench.dense.layout.layers
     return LatencyTable(
         conditions=bench.conditions,
-        layers=layout.layers,
-        fixed=fixed,
+        layers=layers,
+        # What is left of a removed sub-block is a part of every architecture.
+        fixed=_nanoseconds(rest * scale) + layers * (attention[0] + mlp[0]),
         attention=tuple(zip(options[0], (value - attention[0] for value in attention), strict=True)),
         mlp=tuple(zip(options[1], (value - mlp[0] for value in mlp), strict=True)),
         layer_spread=_layer_spread(marked, times, loads),
@@ -150,25 +143,8 @@ def time_sub_blocks(
     )
 
 
-def check_table(
-    bench: Bench,
-    table: LatencyTable,
-    architectures: Sequence[Architecture],
-    rounds: int,
-    rng: np.random.Generator,
-    progress: Callable[[int], None] = lambda _: None,
-) -> TableCheck:
-    """Time whole models and compare with the table's sums.
-
-    Args:
-        bench: what times.
-        table: made under the same conditions.
-        architectures: at least two, of different latencies.
-        rounds: visits of each.
-        rng: where the randomness comes from.
-        progress: told 1 after each visit.
-    """
-    timings = bench.time(architectures, rounds, rng, progress)
+def _check(table: LatencyTable, architectures: Sequence[Architecture], timings: Sequence[Timing]) -> TableCheck:
+    """Compare whole models with the table's sums."""
     models = tuple(
         WholeModel(
             fingerprint=architecture.fingerprint,
@@ -189,12 +165,11 @@ def check_table(
     )
 
 
-def _spread(space: SearchSpace, table: LatencyTable, count: int, rng: np.random.Generator) -> list[Architecture]:
-    """Return random architectures of a space whose latencies lie evenly between little and nearly the dense model's."""
+def _spread(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Architecture]:
+    """Return random architectures of a space whose parameters lie evenly between few and nearly the dense model's."""
     found = []
     for share in np.linspace(*_CHECKED, count).tolist():
-        limit = table.fixed + share * (table.dense - table.fixed)
-        there = replace(space, budgets=(Budget("latency", limit),), latency=table)
+        there = replace(space, budgets=(Budget("parameters", share),))
         found += there.decode(sample(there, 1, rng))
     return found
 

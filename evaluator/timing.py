@@ -137,7 +137,7 @@ class Bench:
                 with self.installed(architectures[number]) as (_, run):
                     taken[number] += [self.seconds(run) for _ in range(self.passes)]
                 progress(1)
-        return [_timing(np.array(each)) for each in taken]
+        return [timing_of(each) for each in taken]
 
     @property
     def passes(self) -> int:
@@ -210,9 +210,10 @@ def _run(model: PreTrainedModel, tokens: torch.Tensor, use_cache: bool, cache: D
     model(input_ids=tokens, past_key_values=cache, use_cache=use_cache, logits_to_keep=1)
 
 
-def _timing(seconds: NDArray[np.float64]) -> Timing:
+def timing_of(seconds: Sequence[float]) -> Timing:
+    """Return the median of timed passes with its error."""
     median = float(np.median(seconds))
-    deviation = float(np.median(np.abs(seconds - median)))
+    deviation = float(np.median(np.abs(np.array(seconds) - median)))
     return Timing(median, _MEDIAN_ERROR * deviation / np.sqrt(len(seconds)))
 
 

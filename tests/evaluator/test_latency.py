@@ -1,6 +1,7 @@
 """Timing sub-blocks and whole models; no test asserts on a time, but some on a clock that counts multiplications."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers.pytorch_utils import Conv1D
 
 from evaluator import hash_weights, open_model
-from evaluator.latency import check_table, measure_latency, time_sub_blocks, timed_widths, visits
+from evaluator.latency import measure_latency, timed_widths, visits
 from evaluator.timing import Bench
 from space import Architecture, LayerArchitecture, SettingError, build_space
-from tests.pico import PICOS, pico_tokens, save_pico_of
+from tests.pico import pico_tokens, save_pico_of
+from tests.space.layouts import PICO
 
 
 def rng():
@@ -80,18 +82,13 @@ def test_whole_models_are_timed_without_any_sub_block_too(pico):
         assert all(timing.seconds > 0 <= timing.standard_error for timing in timings)
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "phi3", "gpt2", "opt", "gpt_neox", "gpt_neox one after the other"])
+@pytest.mark.parametrize("kind", ["gemma2", "phi3", "gpt2", "opt", "gpt_neox"])
 def test_every_family_is_timed(kind, tmp_path):
     dense = open_model(str(save_pico_of(kind, tmp_path)), dtype="float32")
-    assert kind in PICOS
     with counting_clock() as clock:
         bench = Bench(dense, "decode", 1, 8, clock=clock)
-        table = time_sub_blocks(bench, [dense.layout.mlp_width // 2, dense.layout.mlp_width], 1, rng())
-        halved = LayerArchitecture(dense.layout.kv_groups // 2, dense.layout.mlp_width // 2)
-        architecture = Architecture.dense(dense.layout).replace(1, kv_groups=0).replace(2, mlp_width=0)
-        asked = [architecture, Architecture((halved, *architecture.layers[1:]))]
-        check = check_table(bench, table, asked, 1, rng())
-    assert check.largest_error == 0
+        table = measure_latency(bench, build_space(dense.layout, width_step=24), 1, 3, rng())
+    assert table.check.largest_error == 0
     assert 0 < table.of_attention(1) == table.of_attention(dense.layout.kv_groups) / dense.layout.kv_groups
 
 
@@ -106,19 +103,20 @@ def test_an_installed_model_runs_as_its_export_would(pico):
 
 
 @pytest.mark.parametrize(
-    ("widths", "found"),
+    ("widths", "step", "found"),
     [
-        ([0, 48], [8, 16, 24, 32, 40, 48]),
-        ([0, *range(8, 49, 8)], [8, 16, 24, 32, 40, 48]),
-        ([2], [1, 2]),
+        (48, 48, [8, 16, 24, 32, 40, 48]),
+        (48, 20, [8, 16, 20, 24, 32, 40, 48]),
+        (48, 8, [8, 16, 24, 32, 40, 48]),
+        (2, 2, [1, 2]),
     ],
 )
-def test_few_widths_are_made_more(widths, found):
-    assert timed_widths(widths, max(widths)) == found
+def test_few_widths_are_made_more(widths, step, found):
+    assert timed_widths(build_space(replace(PICO, mlp_width=widths), width_step=step)) == found
 
 
 def test_many_widths_are_thinned_evenly():
-    found = timed_widths(range(0, 11008, 128), 11008)
+    found = timed_widths(build_space(replace(PICO, mlp_width=11008), width_step=128))
     assert (found[0], found[-1], len(found)) == (128, 11008, 12)
     assert np.ptp(np.diff(found)) <= 128
 
