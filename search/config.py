@@ -56,7 +56,7 @@ class TextConfig(_Settings):
 class SpaceConfig(_Settings):
     """Which architectures are allowed."""
 
-    # None: widths, unless a budget on nonzero_parameters asks for sparsity.
+    # None: widths, unless a budget on nonzero_parameters asks for sparsity and none on latency for widths as well.
     widths: bool | None = None
     sparsities: tuple[float, ...] | None = None
     width_step: int | None = Field(None, ge=1)  # channels; None takes 128, less for narrow models
@@ -185,7 +185,8 @@ class RunConfig(_Settings):
             SettingError: a step or sparsity is out of range.
         """
         asks_sparsity = any(budget.metric == "nonzero_parameters" for budget in self.budgets)
-        widths = not asks_sparsity if self.space.widths is None else self.space.widths
+        # Zeros make nothing faster.
+        widths = self.limits_latency or not asks_sparsity if self.space.widths is None else self.space.widths
         criterion = self.criterion.criterion
         sparsities = self.space.sparsities
         if sparsities is None:
