@@ -14,6 +14,7 @@ from evaluator.precision import Agreement, agreement_with_float32
 from evaluator.pruned_model import PRUNED
 from evaluator.slopes import Slopes
 from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts, text_to_write
+from evaluator.standalone import standalone
 from evaluator.store import Pair, PairStore, is_forgotten, this_process
 from evaluator.stream import Stream
 
@@ -47,6 +48,7 @@ __all__ = [
     "load_texts",
     "open_model",
     "prepare_texts",
+    "standalone",
     "text_to_write",
     "this_process",
 ]

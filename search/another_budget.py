@@ -12,7 +12,7 @@ from predictor import AccuracyPredictor
 from search.config import RunConfig, load_config
 from search.folder import RunFolder, write_json
 from search.proposals import evolve
-from space import SettingError, cost_of
+from space import LatencyTable, SettingError
 
 ANSWER_FILE = "answer.json"
 EARLIER = "earlier"  # origin of the pairs that another run measured
@@ -54,19 +54,36 @@ def config_of(old: RunFolder, overrides: Mapping[str, Any]) -> RunConfig:
     return now
 
 
-def answer(old: RunFolder, config: RunConfig) -> dict[str, Any]:
+def known_latency(old: RunFolder, new: RunFolder, config: RunConfig) -> LatencyTable | None:
+    """Return the timings that a run has, or takes over from an old one; None where both have none of what is asked.
+
+    Args:
+        old: a run folder.
+        new: where the run is or is to be.
+        config: its settings.
+    """
+    for folder in (new, old):
+        table = folder.latency()
+        if table is not None:
+            timed = table.conditions
+            if (timed.phase, timed.batch, timed.sequence_length) == config.latency.conditions:
+                return table
+    return None
+
+
+def answer(old: RunFolder, config: RunConfig, latency: LatencyTable | None = None) -> dict[str, Any]:
     """Return the best architecture under other settings by an old run's predictor; nothing is measured or loaded.
 
     Args:
         old: a run folder with a predictor.
         config: from `config_of`.
+        latency: timings of the model's sub-blocks, which a budget on latency needs.
 
     Raises:
-        BudgetError: no architecture meets the budget.
+        BudgetError: no architecture meets the budget, or latency is limited and was not timed.
         PredictorError: there is no predictor, or it knows nothing of what the new space has.
     """
-    layout = old.layout()
-    space = config.search_space(layout)
+    space = config.search_space(old.layout(), latency)
     predictors = [AccuracyPredictor.load(path) for path in old.predictors()]
     first = predictors[0]
     best = evolve(space, lambda rows: first.damages(space.genes(rows)), np.random.default_rng([config.seed, _DRAWS]))
@@ -83,12 +100,18 @@ def answer(old: RunFolder, config: RunConfig) -> dict[str, Any]:
         "budgets": list(config.budget),
         "fingerprint": architecture.fingerprint,
         "architecture": architecture.to_dict(),
-        "cost": cost_of(layout, architecture).to_dict(),
+        "cost": space.amounts(architecture),
         "predicted": predicted,
     }
 
 
-def begin_from(old: RunFolder, new: RunFolder, config: RunConfig, told: Mapping[str, Any]) -> None:
+def begin_from(
+    old: RunFolder,
+    new: RunFolder,
+    config: RunConfig,
+    told: Mapping[str, Any],
+    latency: LatencyTable | None = None,
+) -> None:
     """Make a run folder that knows what an old run measured; one that is there already is left as it is.
 
     Args:
@@ -96,6 +119,7 @@ def begin_from(old: RunFolder, new: RunFolder, config: RunConfig, told: Mapping[
         new: where the run is to be.
         config: its settings.
         told: what was answered; kept with it.
+        latency: timings of the model's sub-blocks; kept with it as well.
 
     Raises:
         RunFolderError: the folder holds something else.
@@ -111,6 +135,8 @@ def begin_from(old: RunFolder, new: RunFolder, config: RunConfig, told: Mapping[
     if old.prepared.exists():
         shutil.copytree(old.prepared, beside.prepared)
     _copy_pairs(old, beside)
+    if latency is not None:
+        beside.keep_latency(latency)
     write_json(beside.path / ANSWER_FILE, told)
     beside.path.replace(new.path)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from search.config import RunConfig, load_config
 from search.folder import RunFolder
 from search.progress import Reporter
-from space import Architecture, Layout, SearchSpace, SecateurError, SettingError, cost_of
+from space import LATENCY, Architecture, LatencyTable, SearchSpace, SecateurError, SettingError, milliseconds
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 REFUSED = 2
@@ -47,8 +47,8 @@ def run(
         list[str] | None,
         typer.Option(
             help="METRIC=AMOUNT, repeatable; a fraction of the dense model's (parameters=0.8) or absolute "
-            "(weight_bytes=200M). Metrics: parameters, nonzero_parameters (both of the decoder layers), weight_bytes, "
-            "kv_cache_bytes_per_token, flops_per_token."
+            "(weight_bytes=200M, latency=150ms). Metrics: parameters, nonzero_parameters (both of the decoder layers), "
+            "weight_bytes, kv_cache_bytes_per_token, flops_per_token, latency (timed on this machine)."
         ),
     ] = None,
     against: Annotated[
@@ -117,26 +117,39 @@ def run(
             )
         from search.another_budget import begin_from
 
-        settings, folder, told = _answered(RunFolder(resume), out, overrides, quiet=as_json)
+        old = RunFolder(resume)
+        settings, folder, latency, told = _answered(old, out, overrides, predict_only, quiet=as_json)
         if predict_only:
             if as_json:
                 _print_json(told)
             return
-        begin_from(RunFolder(resume), RunFolder(folder), settings, told)
+        begin_from(old, RunFolder(folder), settings, told, latency)
     _run(settings, folder, as_json)
 
 
 def _answered(
-    old: RunFolder, out: Path | None, overrides: dict[str, Any], quiet: bool
-) -> tuple[RunConfig, Path, dict[str, Any]]:
-    """Answer a new budget on an old run; return the settings and the folder of a run under it, and the answer."""
-    from search.another_budget import answer, config_of, told_in_words
+    old: RunFolder, out: Path | None, overrides: dict[str, Any], predict_only: bool, quiet: bool
+) -> tuple[RunConfig, Path, LatencyTable | None, dict[str, Any]]:
+    """Answer a new budget on an old run; return the settings, folder and timings of a run under it, and the answer."""
+    from search.another_budget import answer, config_of, known_latency, told_in_words
 
     settings = config_of(old, overrides)
-    told = answer(old, settings)
+    folder = out or old.path.with_name(_folder_name(settings))
+    latency = known_latency(old, RunFolder(folder), settings)
+    if latency is None and settings.needs_latency and not predict_only:
+        latency = _timed(settings)
+    told = answer(old, settings, latency)
     if not quiet:
         Console().print(told_in_words(told), soft_wrap=True, highlight=False)
-    return settings, out or old.path.with_name(_folder_name(settings)), told
+    return settings, folder, latency, told
+
+
+def _timed(settings: RunConfig) -> LatencyTable:
+    """Time the sub-blocks of a run's model."""
+    from search.latency import time_model
+    from search.session import open_dense
+
+    return time_model(settings, open_dense(settings), Reporter())
 
 
 def _run(settings: RunConfig, folder: Path, as_json: bool) -> None:
@@ -177,10 +190,10 @@ def sample(
 
     from space import sample as draw
 
-    space = _space(RunFolder(folder))
+    space = RunFolder(folder).search_space()
     found = space.decode(draw(space, count, np.random.default_rng(seed)))
     if as_json:
-        _print_json({"architectures": [_described(space.layout, architecture) for architecture in found]})
+        _print_json({"architectures": [_described(space, architecture) for architecture in found]})
         return
     for architecture in found:
         print(architecture.to_json())
@@ -199,7 +212,8 @@ def measure(
     """
     _one_of("split", split, ("search", "validate", "report"))
     opened = RunFolder(folder)
-    architectures = _architectures(files, _space(opened))
+    space = opened.search_space()
+    architectures = _architectures(files, space)
     from search.session import open_evaluator  # not before: a refusal need not wait for torch
 
     reporter = Reporter(quiet=as_json)
@@ -208,7 +222,7 @@ def measure(
             found = judge.measure(architectures, split, "user", advance)
         protocol = judge.protocol(split).fingerprint
     rows = [
-        {**_described(judge.dense.layout, architecture), "measured": measurement.to_dict(), "protocol": protocol}
+        {**_described(space, architecture), "measured": measurement.to_dict(), "protocol": protocol}
         for architecture, measurement in zip(architectures, found, strict=True)
     ]
     if as_json:
@@ -279,7 +293,7 @@ def predict(
 ) -> None:
     """Ask what an architecture would measure, loading no model."""
     opened = RunFolder(folder)
-    space = _space(opened)
+    space = opened.search_space()
     asked = _architectures(files, space) if files else [Architecture.from_dict(opened.best()["architecture"])]
     asked = [_changed(architecture, changes or [], space) for architecture in asked]
     from predictor import AccuracyPredictor  # not before: a refusal need not wait for scikit-learn
@@ -293,7 +307,7 @@ def predict(
     answers = [predictor.predict(asked) for predictor in predictors]
     rows: list[dict[str, Any]] = [
         {
-            **_described(space.layout, architecture),
+            **_described(space, architecture),
             "predicted": {
                 predictor.target.title: {
                     "value": float(answer.value[row]),
@@ -309,14 +323,56 @@ def predict(
     if as_json:
         _print_json({"results": rows})
         return
-    dense = cost_of(space.layout, Architecture.dense(space.layout))
+    dense = space.amounts(Architecture.dense(space.layout))
     for row in rows:
         told = ", ".join(
             f"{predictor.target.shown} {each['value']:.4g} (90 % interval {each['lower']:.4g} to {each['upper']:.4g})"
             for predictor, each in zip(predictors, row["predicted"].values(), strict=True)
         )
-        share = row["cost"]["parameters"] / dense.parameters
-        print(f"{row['fingerprint']}  {told}, {share:.1%} of the decoder's parameters")
+        share = row["cost"]["parameters"] / dense["parameters"]
+        timed = f", {milliseconds(row['cost'][LATENCY])}" if LATENCY in row["cost"] else ""
+        print(f"{row['fingerprint']}  {told}, {share:.1%} of the decoder's parameters{timed}")
+
+
+@app.command(epilog="Example: secateur latency runs/smollm2-135m-latency-0.7 mine.json")
+def latency(
+    folder: RunArgument,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[ARCHITECTURE...]",
+            help="JSON files; - for stdin; none: the winner, if there is one.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time architectures and the dense model for real, beside what the table of timings says.
+
+    What is timed the run's settings say (latency.phase, batch and sequence_length). Where the run has no table yet,
+    its sub-blocks are timed first, and kept as latency.json.
+    """
+    from search.latency import time_architectures
+
+    opened = RunFolder(folder)
+    asked = {"dense": Architecture.dense(opened.layout())}
+    if files:
+        asked |= {architecture.fingerprint: architecture for architecture in _read(files)}
+    elif opened.best_file.exists():
+        asked["winner"] = Architecture.from_dict(opened.best()["architecture"])
+    with opened.locked():
+        table, rows = time_architectures(opened, list(asked.values()), Reporter(quiet=as_json))
+    if as_json:
+        results = [
+            {"name": name, "fingerprint": architecture.fingerprint, **row}
+            for (name, architecture), row in zip(asked.items(), rows, strict=True)
+        ]
+        _print_json({"table": table.to_dict(), "results": results})
+        return
+    from search.comparison import latency_in_words
+
+    print(f"For {table.conditions}:")
+    for name, row in zip(asked, rows, strict=True):
+        print(f"{name:<16}  {latency_in_words(row)}")
 
 
 @app.command(epilog="Example: secateur report runs/smollm2-135m-parameters-0.8")
@@ -438,17 +494,20 @@ def _folder_name(settings: RunConfig) -> str:
     return "-".join([name.removesuffix(".gguf"), *budgets, *against])
 
 
-def _space(folder: RunFolder) -> SearchSpace:
-    return folder.config().search_space(folder.layout())
-
-
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise SettingError(f"--{name} must be one of {', '.join(allowed)}, but is {value!r}; choose one.")
 
 
 def _architectures(files: list[Path], space: SearchSpace) -> list[Architecture]:
-    """Read architectures, one per file or one per line, and check that they are in the space."""
+    """Read architectures and check that they are in the space."""
+    found = _read(files)
+    space.encode(found)
+    return found
+
+
+def _read(files: list[Path]) -> list[Architecture]:
+    """Read architectures, one per file or one per line."""
     found = []
     for file in files:
         try:
@@ -458,7 +517,6 @@ def _architectures(files: list[Path], space: SearchSpace) -> list[Architecture]:
         lines = [line.strip() for line in content.splitlines() if line.strip()]
         one_a_line = len(lines) > 1 and all(line.startswith("{") and line.endswith("}") for line in lines)
         found += [Architecture.from_json(text) for text in (lines if one_a_line else [content])]
-    space.encode(found)
     return found
 
 
@@ -479,11 +537,11 @@ def _changed(architecture: Architecture, changes: list[str], space: SearchSpace)
     return architecture
 
 
-def _described(layout: Layout, architecture: Architecture) -> dict[str, Any]:
+def _described(space: SearchSpace, architecture: Architecture) -> dict[str, Any]:
     return {
         "fingerprint": architecture.fingerprint,
         "architecture": architecture.to_dict(),
-        "cost": cost_of(layout, architecture).to_dict(),
+        "cost": space.amounts(architecture),
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from space import METRICS, Architecture, Budget, Cost, Indices, RunFolderError, SearchSpace, cost_of
+from space import LATENCY, METRICS, Architecture, Budget, Indices, RunFolderError, SearchSpace, milliseconds
 
 FORMAT = 3  # of best.json
 DASH = "–"
@@ -16,6 +16,7 @@ COLUMNS = (
     ("Weights, MB", "bytes of all weights in bf16, embeddings included, in millions"),
     ("KV, B/token", "bytes of key-value cache per token"),
     ("FLOPs", "share of the dense decoder's FLOPs per token"),
+    ("Latency, ms", "milliseconds by the table of timings"),
     ("Perplexity", "on the report text, ± standard error"),
     ("KL", "divergence of the next-token distribution from the dense model's on the report text, nats per token"),
     ("Agreement", "share of tokens whose most likely next token is the dense model's"),
@@ -27,6 +28,7 @@ METRIC_NAMES = {
     "weight_bytes": "weight bytes",
     "kv_cache_bytes_per_token": "KV cache bytes per token",
     "flops_per_token": "decoder FLOPs per token",
+    LATENCY: "latency",
 }
 BASELINES = {
     "dense": "dense",
@@ -54,7 +56,7 @@ class PairRow:
     fingerprint: str
     architecture: Architecture
     kind: str  # why it was measured: the pair's origin, as `search.figures` draws it
-    cost: Cost
+    cost: Mapping[str, float]  # by metric
     kl: float  # nats per token, on the search text
     kl_standard_error: float
     perplexity: float
@@ -138,16 +140,18 @@ def comparison(best: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[Com
             f"{cost['weight_bytes'] / 1e6:,.1f}",
             f"{cost['kv_cache_bytes_per_token']:,}",
             _percent(cost["flops_per_token"] / dense["flops_per_token"]),
+            f"{cost[LATENCY] / 1e6:,.3g}" if LATENCY in cost else DASH,
             _with_error(report, "perplexity") if report else DASH,
             _with_error(report, "kl") if report else DASH,
             _percent(report["agreement"]) if report else DASH,
             _change(paired) if paired else DASH,
         )
         rows.append(ComparisonRow(label, cells, model is best))
-    if any(row.cells[0] != row.cells[1] for row in rows):
-        return list(COLUMNS), rows
-    fewer = [ComparisonRow(row.label, row.cells[:1] + row.cells[2:], row.winner) for row in rows]
-    return [*COLUMNS[:1], *COLUMNS[2:]], fewer
+    useless = set() if any(row.cells[0] != row.cells[1] for row in rows) else {"Non-zero"}
+    useless |= set() if LATENCY in dense else {"Latency, ms"}
+    kept = [place for place, (name, _) in enumerate(COLUMNS) if name not in useless]
+    fewer = [ComparisonRow(row.label, tuple(row.cells[place] for place in kept), row.winner) for row in rows]
+    return [COLUMNS[place] for place in kept], fewer
 
 
 def _split(best: Mapping[str, Any], baseline: str) -> Mapping[str, Any] | None:
@@ -188,6 +192,17 @@ def notes(best: Mapping[str, Any]) -> Iterator[str]:
     )
     if found := generalisation(best):
         yield found
+    if latency := best.get("latency"):
+        yield (
+            f"Latency is of {latency['described']}: the winner {latency_in_words(latency['winner'])}, the dense model "
+            f"{latency_in_words(latency['dense'])}."
+        )
+        if check := latency["check"]:
+            mean, most = (f"{100 * check[name]:.1f} %" for name in ("mean_error", "largest_error"))
+            yield (
+                f"Of {len(check['models'])} whole models the table of timings was {mean} off in the mean, {most} at "
+                f"most (Kendall tau {check['kendall_tau']:.2f})."
+            )
     tau, predicted = best["quality"].get("kendall_tau"), best.get("predicted")
     line = f"The predictor's held-out Kendall tau is {DASH if tau is None else format(tau, '.2f')}"
     if predicted:
@@ -240,6 +255,14 @@ def generalisation(best: Mapping[str, Any]) -> str | None:
     )
 
 
+def latency_in_words(record: Mapping[str, float]) -> str:
+    """Return a record of `search.latency` for people."""
+    return (
+        f"{milliseconds(1e6 * record['table_ms'])} by the table, {milliseconds(1e6 * record['measured_ms'])} ± "
+        f"{milliseconds(1e6 * record['standard_error_ms'])} measured ({100 * record['table_error']:+.1f} %)"
+    )
+
+
 def duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, left = divmod(rest, 60)
@@ -265,12 +288,12 @@ def kept_shares(space: SearchSpace, indices: Indices) -> list[Kept]:
 
     Budgets alone are asked, since a space may refuse more than what is over a budget.
     """
-    dense = cost_of(space.layout, Architecture.dense(space.layout))
+    dense = space.amounts(Architecture.dense(space.layout))
     if not space.budgets:
         parameters = float(space.costs(indices)[0, METRICS.index("parameters")])
-        return [Kept("parameters", parameters / dense.parameters, None, True)]
+        return [Kept("parameters", parameters / dense["parameters"], None, True)]
     costs = space.budget_costs(indices)[0].tolist()
     return [
-        Kept(budget.metric, cost / getattr(dense, budget.metric), budget, cost <= limit)
+        Kept(budget.metric, cost / dense[budget.metric], budget, cost <= limit)
         for budget, cost, limit in zip(space.budgets, costs, space.limits.tolist(), strict=True)
     ]

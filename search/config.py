@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from search.ladder import Ladder
 from search.rules import Rule
 from space import (
+    LATENCY,
     METRICS,
     Budget,
     BudgetError,
     Criterion,
+    LatencyTable,
     Layout,
+    Phase,
     SearchSpace,
     SettingError,
     Update,
@@ -56,7 +59,7 @@ class TextConfig(_Settings):
 class SpaceConfig(_Settings):
     """Which architectures are allowed."""
 
-    # None: widths, unless a budget on nonzero_parameters asks for sparsity.
+    # None: widths, unless a budget on nonzero_parameters asks for sparsity and none on latency for widths as well.
     widths: bool | None = None
     sparsities: tuple[float, ...] | None = None
     width_step: int | None = Field(None, ge=1)  # channels; None takes 128, less for narrow models
@@ -91,6 +94,21 @@ class CriterionConfig(_Settings):
     def criterion(self) -> Criterion:
         """The criterion."""
         return Criterion(self.widths, self.weights, self.update, self.pattern)
+
+
+class LatencyConfig(_Settings):
+    """What is timed where a budget is on latency."""
+
+    phase: Phase = "prefill"  # of `sequence_length` tokens at once; decode: one more token behind so many
+    batch: int = Field(1, ge=1)  # sequences
+    sequence_length: int = Field(512, ge=1)  # tokens of each
+    # Visits of each model that is timed. More make up for a machine that does other things as well.
+    repeats: int = Field(5, ge=1)
+
+    @property
+    def conditions(self) -> tuple[Phase, int, int]:
+        """Phase, batch and sequence length."""
+        return self.phase, self.batch, self.sequence_length
 
 
 StrategyName = Literal["predictor", "random", "evolution", "additive", "tpe", "nsga2"]
@@ -139,7 +157,9 @@ class SearchConfig(_Settings):
             try:
                 Budget.parse(f"{metric}=1")
             except BudgetError:
-                raise ValueError(f"{metric} is no metric of a budget; the metrics are {', '.join(METRICS)}") from None
+                raise ValueError(
+                    f"{metric} is no metric of a budget; the metrics are {', '.join((*METRICS, LATENCY))}"
+                ) from None
         if len(set(value)) < len(value):
             raise ValueError("a metric counts once; leave the other out")
         return value
@@ -187,6 +207,7 @@ class RunConfig(_Settings):
     space: SpaceConfig = SpaceConfig.model_validate({})
     search: SearchConfig = SearchConfig.model_validate({})
     criterion: CriterionConfig = CriterionConfig.model_validate({})
+    latency: LatencyConfig = LatencyConfig.model_validate({})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "cpu"  # or cuda, cuda:1; auto lays a model over several GPUs
     # Compiled steps save a tenth to a fifth of measuring, and cost some seconds once; auto compiles for models of 50
@@ -199,15 +220,25 @@ class RunConfig(_Settings):
         """The budgets, parsed."""
         return tuple(Budget.parse(text) for text in self.budget)
 
-    def search_space(self, layout: Layout) -> SearchSpace:
+    @property
+    def needs_latency(self) -> bool:
+        """Whether a budget is on latency, or the loss is traded against it."""
+        return LATENCY in (*self.search.against, *(budget.metric for budget in self.budgets))
+
+    def search_space(self, layout: Layout, latency: LatencyTable | None = None) -> SearchSpace:
         """Return the search space of a model under these settings.
 
+        Args:
+            layout: the dense model.
+            latency: timings of its sub-blocks, which a budget on latency needs.
+
         Raises:
-            BudgetError: no architecture meets the budgets.
+            BudgetError: no architecture meets the budgets, or latency is limited and was not timed.
             SettingError: a step or sparsity is out of range.
         """
         asks_sparsity = any(budget.metric == "nonzero_parameters" for budget in self.budgets)
-        widths = not asks_sparsity if self.space.widths is None else self.space.widths
+        # Zeros make nothing faster.
+        widths = self.needs_latency or not asks_sparsity if self.space.widths is None else self.space.widths
         criterion = self.criterion.criterion
         sparsities = self.space.sparsities
         if sparsities is None:
@@ -222,6 +253,7 @@ class RunConfig(_Settings):
             sparsities=sparsities,
             pattern=criterion.group,
             whole_blocks=self.space.whole_blocks,
+            latency=latency,
         )
 
     def ladder(self, space: SearchSpace) -> Ladder:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from evaluator import Agreement, DenseModel
+from evaluator.timing import processor_name
 
 _PACKAGES = ("secateur", "torch", "transformers", "numpy", "scikit-learn", "xgboost-cpu", "optuna")
 
@@ -26,7 +27,7 @@ def describe_environment(dense: DenseModel, agreement: Agreement | None = None) 
         **{name: _version(name) for name in _PACKAGES},
         "git": commit(),
         "platform": platform.system(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "device": str(dense.model.device),
         "dtype": dense.dtype,
@@ -55,12 +56,3 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip()[:12] + ("+" if changes.stdout.strip() else "")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -29,8 +29,10 @@ def lowest_sums(space: SearchSpace, scores: Sequence[NDArray[np.float64]], apart
     """
     program = _Program(space, scores)
     while (row := program.solve()) is not None:
-        yield row[None]
-        program.keep_away(row, apart)
+        # The solver lets a budget be missed by a millionth.
+        if fits := bool(space.within(row[None])[0]):
+            yield row[None]
+        program.keep_away(row, apart if fits else 1)
 
 
 class _Program:

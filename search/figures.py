@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from search.comparison import BASELINES, METRIC_NAMES, PairRow, pareto_front
-from space import Budget, Cost
+from space import Budget
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#59616b", "#e1e4e8", "#ffffff"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, GREY = "#0072b2", "#c85200", "#008a65", "#b0508a", "#e69f00", "#8c959f"
@@ -68,15 +68,14 @@ def pareto_drawing(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Drawing
         pairs: what was measured. A KL of 0 (the dense model) has no place on the logarithmic axis.
     """
     budget = Budget.parse(best["budgets"][0]) if best["budgets"] else Budget("parameters", 1.0)
-    dense = Cost(**best["dense_cost"])
     named = list(_named_points(best, budget.metric))
     taken = {fingerprint for *_, fingerprint in named}
     shown = [pair for pair in pairs if pair.kl > ROUNDING and pair.fingerprint not in taken]
-    unit = float(getattr(dense, budget.metric))
+    unit = float(best["dense_cost"][budget.metric])
     figure = _figure(_HEIGHT)
 
     def horizontal(pair: PairRow) -> float:
-        return float(getattr(pair.cost, budget.metric)) / unit
+        return float(pair.cost[budget.metric]) / unit
 
     for name, rows in _by_kind(shown):
         text = [f"{escape(row.fingerprint)}<br>perplexity {row.perplexity:,.1f}" for row in rows]
@@ -93,7 +92,7 @@ def pareto_drawing(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Drawing
         hoverinfo="skip",
         line={"shape": "hv", "color": INK, "width": 1.5},
     )
-    limit = budget.limit(dense) / unit
+    limit = budget.limit_from(unit) / unit
     low_x, high_x = padded([*x, limit, 1.0], 0.03)
     log_low, log_high = padded([float(np.log10(value)) for value in y] or [-1.0, 0.0], 0.06)
     _add_named(figure, named, (low_x, high_x), (log_low, log_high))

@@ -1,6 +1,6 @@
 """The run folder: the artefacts of a run by name, each written whole or not at all.
 
-config.yaml layout.json texts.safetensors prepared/ measurements.db predictor/ study.db best.json
+config.yaml layout.json latency.json texts.safetensors prepared/ measurements.db predictor/ study.db best.json
 report.html export/
 """
 
@@ -17,7 +17,16 @@ import yaml
 from filelock import FileLock, Timeout
 
 from search.config import RunConfig, parse_config
-from space import BudgetError, Layout, ModelError, RunFolderError, SettingError
+from space import (
+    BudgetError,
+    LatencyTable,
+    Layout,
+    MeasurementError,
+    ModelError,
+    RunFolderError,
+    SearchSpace,
+    SettingError,
+)
 
 if TYPE_CHECKING:
     from evaluator import Texts
@@ -34,6 +43,7 @@ class RunFolder:
         self.path = path
         self.config_file = path / "config.yaml"
         self.layout_file = path / "layout.json"
+        self.latency_file = path / "latency.json"
         self.texts_file = path / "texts.safetensors"
         self.generated = path / "generated"
         self.prepared = path / "prepared"  # calibration statistics and pruned weights, all of which can be made again
@@ -84,7 +94,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Take back a folder whose run was refused before it measured anything."""
-        for file in (self.config_file, self.layout_file, self.path / ".lock"):
+        for file in (self.config_file, self.layout_file, self.latency_file, self.path / ".lock"):
             file.unlink(missing_ok=True)
         with suppress(OSError):  # something else is in it
             self.path.rmdir()
@@ -199,6 +209,35 @@ class RunFolder:
                 f"{self.layout_file.name} of a run folder must be intact, but the one in {str(self.path)!r} is not "
                 f"({error}); restore it or choose another folder."
             ) from error
+
+    def latency(self) -> LatencyTable | None:
+        """Return what the model's sub-blocks were timed to take, or None where they were not timed.
+
+        Raises:
+            RunFolderError: the file is damaged.
+        """
+        if not self.latency_file.exists():
+            return None
+        try:
+            return LatencyTable.from_dict(self.read_json(self.latency_file))
+        except MeasurementError as error:
+            raise RunFolderError(
+                f"latency.json of a run folder must be intact, but the one in {str(self.path)!r} is not ({error}); "
+                "restore it, or delete it to time the sub-blocks again."
+            ) from error
+
+    def keep_latency(self, table: LatencyTable) -> None:
+        """Write what the model's sub-blocks were timed to take."""
+        write_json(self.latency_file, table.to_dict())
+
+    def search_space(self) -> SearchSpace:
+        """Return the run's search space.
+
+        Raises:
+            RunFolderError: a file is missing or damaged.
+            BudgetError: a budget is on latency, and sub-blocks were not timed.
+        """
+        return self.config().search_space(self.layout(), self.latency())
 
     def best(self) -> dict[str, Any]:
         """Return the content of best.json.

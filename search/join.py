@@ -46,7 +46,7 @@ def join_search(folder: str | Path, reporter: Reporter | None = None) -> int:
     store = PairStore(files.measurements_file)
     try:
         with files.copied_study() as own:
-            run = at_work(config, own, reporter, dense, files.texts(), store, config.search_space(dense.layout), None)
+            run = at_work(config, own, reporter, dense, files.texts(), store, files.search_space(), None)
             find(run)
     finally:
         store.close()

@@ -23,7 +23,7 @@ from search.folder import write_text
 from search.layer_map import layers_drawing, rounds_drawing
 from search.learned import curve_drawing, damages_drawing, refinement_drawing
 from search.set_figure import set_drawing, set_table
-from space import Architecture, Cost
+from space import Architecture
 
 __all__ = ["PairRow", "comparison_table", "pareto_front", "print_report", "render_report", "write_report"]
 
@@ -33,6 +33,7 @@ _NARROW = {
     "Non-zero": "Non-\nzero",
     "Weights, MB": "Weight\nMB",
     "KV, B/token": "KV B/\ntoken",
+    "Latency, ms": "Lat.,\nms",
     "Perplexity": "Per-\nplexity",
     "Agreement": "Agree-\nment",
     "Winner vs it": "Winner\nvs it",
@@ -158,7 +159,6 @@ def write_report(folder: Path, best: Mapping[str, Any], pairs: Sequence[PairRow]
 
 def _html_table(best: Mapping[str, Any]) -> str:
     columns, rows = comparison(best)
-    dense = Cost(**best["dense_cost"])
     head = "".join(f'<th scope="col" title="{escape(note)}">{escape(name)}</th>' for name, note in columns)
     body = "\n".join(
         f'<tr{" class=winner" if row.winner else ""}><th scope="row">{escape(row.label)}</th>'
@@ -166,7 +166,7 @@ def _html_table(best: Mapping[str, Any]) -> str:
         + "</tr>"
         for row in rows
     )
-    caption = f"The dense decoder has {dense.parameters / 1e6:,.1f} million parameters."
+    caption = f"The dense decoder has {best['dense_cost']['parameters'] / 1e6:,.1f} million parameters."
     legend = "".join(f"<dt>{escape(name)}</dt><dd>{escape(note)}</dd>" for name, note in columns)
     return (
         '<div class="scroll" role="region" aria-label="Comparison table" tabindex="0"><table class="numbers">'

@@ -7,7 +7,7 @@ from evaluator import Evaluator, Measurement, Pair, difference
 from predictor import AccuracyPredictor, Prediction
 from search.comparison import FORMAT, PairRow
 from search.config import RunConfig
-from space import Architecture, Layout, SearchSpace, cost_of
+from space import Architecture, SearchSpace
 
 
 def best_record(
@@ -22,6 +22,7 @@ def best_record(
     rounds: Sequence[Mapping[str, Any]],
     learned: Mapping[str, Any],
     pareto: Mapping[str, Any] | None,
+    latency: Mapping[str, Any] | None,
     wall_seconds: float,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def best_record(
         rounds: what each round reached.
         learned: what the predictor learned, see `search.learned`.
         pareto: the Pareto set, see `search.pareto_set`; None where nothing was searched against.
+        latency: of the winner and the dense model, see `search.latency`; None where it was not asked for.
         wall_seconds: of this process and of what earlier ones measured for the run.
         environment: what it ran with.
     """
@@ -53,15 +55,15 @@ def best_record(
         "layout": layout.to_dict(),
         "architecture": winner.to_dict(),
         "fingerprint": winner.fingerprint,
-        "cost": cost_of(layout, winner).to_dict(),
-        "dense_cost": cost_of(layout, Architecture.dense(layout)).to_dict(),
+        "cost": space.amounts(winner),
+        "dense_cost": space.amounts(Architecture.dense(layout)),
         "predicted": _predicted(predictor, unseen, judge) if predictor and unseen else None,
         "measured": {split: rows["winner"].to_dict() for split, rows in measured.items()},
         "baselines": {
             name: {
                 "architecture": architecture.to_dict(),
                 "fingerprint": architecture.fingerprint,
-                "cost": cost_of(layout, architecture).to_dict(),
+                "cost": space.amounts(architecture),
                 "measured": {split: rows[name].to_dict() for split, rows in measured.items()},
                 # Token by token, below 0 where the winner is better.
                 "winner_less_this": {
@@ -75,7 +77,7 @@ def best_record(
             name: {
                 "architecture": architecture.to_dict(),
                 "fingerprint": architecture.fingerprint,
-                "cost": cost_of(layout, architecture).to_dict(),
+                "cost": space.amounts(architecture),
                 "measured": {"report": measurement.to_dict()},
                 "winner_less_this": {
                     "report": difference(measured["report"]["winner"], measurement, same_text=True).to_dict()
@@ -87,6 +89,7 @@ def best_record(
         "rounds": list(rounds),
         "learned": dict(learned),
         "pareto": pareto,
+        "latency": latency,
         "texts": {
             split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()
         },
@@ -109,7 +112,7 @@ def _predicted(predictor: AccuracyPredictor, unseen: Prediction, judge: Evaluato
     }
 
 
-def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredictor | None) -> list[PairRow]:
+def pair_rows(pairs: Sequence[Pair], space: SearchSpace, predictor: AccuracyPredictor | None) -> list[PairRow]:
     """Return measured pairs for the report, each with what cross-validation predicted of it without having seen it.
 
     Single changes are what the prior is made of, of where slopes were taken the features know the measurement, and the
@@ -117,7 +120,7 @@ def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredicto
 
     Args:
         pairs: what the predictor was fitted on.
-        layout: the dense model.
+        space: what tells costs.
         predictor: as fitted, not as loaded; None where too little was measured for one.
     """
     rows = []
@@ -129,7 +132,7 @@ def pair_rows(pairs: Sequence[Pair], layout: Layout, predictor: AccuracyPredicto
                 fingerprint=pair.architecture.fingerprint,
                 architecture=pair.architecture,
                 kind=pair.origin,
-                cost=cost_of(layout, pair.architecture),
+                cost=space.amounts(pair.architecture),
                 kl=pair.measurement.kl,
                 kl_standard_error=pair.measurement.kl_standard_error,
                 perplexity=pair.measurement.perplexity,

@@ -32,6 +32,7 @@ from search.export.best import export_installed
 from search.find import Found, find
 from search.folder import RunFolder, write_json
 from search.job import Run
+from search.latency import final_timings, timed_model
 from search.learned import learned_record
 from search.progress import Reporter
 from search.report import write_report
@@ -67,12 +68,8 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
         files.keep_layout(config.model, dense.weights_hash, dense.layout)
         reporter.say(f"{files.path} is finished already; nothing to do")
         return files.best()
-    space = config.search_space(dense.layout)
-    # A budget that baselines cannot meet is refused here, and so are costs that cannot be traded.
-    fixed_allocations(space, config.criterion.criterion.group)
-    fixed_allocations(config.ladder(space).corners()[-1], config.criterion.criterion.group)
     with files.locked():
-        texts = _begin(config, files, dense, reporter)
+        space, texts = _begin(config, files, dense, reporter)
         agreement = _check_dtype(dense, texts, reporter)
         store = PairStore(files.measurements_file)
         started -= store.seconds_measured()  # by earlier processes: a run that was stopped took its time as well
@@ -108,13 +105,17 @@ def at_work(
     return Run(config, files, reporter, judge, space, baselines, [], [], agreement)
 
 
-def _begin(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter) -> Texts:
-    """Make or check the run folder and its texts; a run refused for its text leaves no folder behind."""
+def _begin(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter) -> tuple[SearchSpace, Texts]:
+    """Make or check the run folder, its space and its texts; a run that is refused leaves no folder behind."""
     fresh = not files.config_file.exists()
     files.prepare(config)
     try:
         files.keep_layout(config.model, dense.weights_hash, dense.layout)
-        return _texts(config, files, dense, reporter)
+        space = config.search_space(dense.layout, timed_model(config, files, dense, reporter))
+        # A budget that baselines cannot meet is refused here, and so are costs that cannot be traded.
+        fixed_allocations(space, config.criterion.criterion.group)
+        fixed_allocations(config.ladder(space).corners()[-1], config.criterion.criterion.group)
+        return space, _texts(config, files, dense, reporter)
     except SecateurError:
         if fresh:
             files.discard()
@@ -161,14 +162,22 @@ def _write(run: Run, found: Found, started: float) -> dict[str, Any]:
         run.rounds,
         learned_record(predictor, run.pairs, found.winner, run.refinement) if predictor else {},
         found.pareto,
+        _timed(run, found.winner),
         time.perf_counter() - started,
         describe_environment(run.evaluator.dense, run.agreement),
     )
     export_installed(run.evaluator, best, run.folder.export)
-    write_report(run.folder.path, best, pair_rows(run.pairs, run.space.layout, predictor))
+    write_report(run.folder.path, best, pair_rows(run.pairs, run.space, predictor))
     # Last, since its presence says that the run is finished.
     write_json(run.folder.best_file, best)
     return best
+
+
+def _timed(run: Run, winner: Architecture) -> dict[str, Any] | None:
+    """Return what the winner and the dense model take for real, where a budget asked for it."""
+    if run.space.latency is None or not run.config.needs_latency:
+        return None
+    return final_timings(run.evaluator, run.config, run.space.latency, winner, run.reporter)
 
 
 def _unseen(run: Run, winner: Architecture, predictor: AccuracyPredictor) -> Prediction:

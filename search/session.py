@@ -69,7 +69,7 @@ def refit(run: RunFolder, seed: int | None = None, out: Path | None = None) -> d
     predictor, known = _fitted(run, seed)
     pairs = known.pairs
     if out is None:
-        save_predictors(run, run.config().search_space(run.layout()), pairs, predictor, known.alone)
+        save_predictors(run, run.search_space(), pairs, predictor, known.alone)
     else:
         predictor.save(out)
     return _told(predictor, [pair.architecture for pair in pairs], [pair.measurement.kl for pair in pairs])
@@ -142,13 +142,13 @@ def rewrite_report(run: RunFolder) -> Path:
     best = run.best()
     if best["quality"]:
         predictor, known = _fitted(run, None)
-        return write_report(run.path, best, pair_rows(known.pairs, run.layout(), predictor))
-    return write_report(run.path, best, pair_rows(_known(run).pairs, run.layout(), None))
+        return write_report(run.path, best, pair_rows(known.pairs, run.search_space(), predictor))
+    return write_report(run.path, best, pair_rows(_known(run).pairs, run.search_space(), None))
 
 
 def _fitted(run: RunFolder, seed: int | None) -> tuple[AccuracyPredictor, "_Known"]:
-    config, known = run.config(), _known(run)
-    space, seed = config.search_space(run.layout()), config.seed if seed is None else seed
+    known, space = _known(run), run.search_space()
+    seed = run.config().seed if seed is None else seed
     return fit_pairs(space, known.pairs, known.protocol, seed, known.slopes, known.stream, alone=known.alone), known
 
 

@@ -169,7 +169,7 @@ def open_sliders(run: str | Path | RunFolder) -> Sliders:
         SettingError: ipywidgets is not installed.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-    space = folder.config().search_space(folder.layout())
+    space = folder.search_space()
     winner = Architecture.from_dict(folder.best()["architecture"])
     return Sliders(AccuracyPredictor.load(folder.predictor), space, winner)
 

@@ -6,7 +6,7 @@ that a question about an architecture needs no model.
 
 from space.allocation import evenly_sparse, largest, uniform_sparsity, uniform_widths, whole_ends
 from space.architecture import GENES, Architecture, LayerArchitecture, genes_of
-from space.cost import METRICS, Budget, Cost, cost_of
+from space.cost import BUDGET_METRICS, LATENCY, METRICS, Budget, Cost, cost_of
 from space.criterion import Criterion, Update, Weights, Widths
 from space.domain import Choice, Indices, SearchSpace, build_space, default_width_step
 from space.errors import (
@@ -23,36 +23,44 @@ from space.errors import (
     TextError,
 )
 from space.families import FAMILIES, Family, family_of
+from space.latency import Conditions, LatencyTable, Phase, TableCheck, WholeModel, milliseconds
 from space.layout import Layout
 from space.sampling import land, sample
 
 __all__ = [
+    "BUDGET_METRICS",
     "FAMILIES",
     "GENES",
+    "LATENCY",
     "METRICS",
     "Architecture",
     "ArchitectureError",
     "Budget",
     "BudgetError",
     "Choice",
+    "Conditions",
     "Cost",
     "Criterion",
     "ExportError",
     "Family",
     "FamilyError",
     "Indices",
+    "LatencyTable",
     "LayerArchitecture",
     "Layout",
     "MeasurementError",
     "ModelError",
+    "Phase",
     "PredictorError",
     "RunFolderError",
     "SearchSpace",
     "SecateurError",
     "SettingError",
+    "TableCheck",
     "TextError",
     "Update",
     "Weights",
+    "WholeModel",
     "Widths",
     "build_space",
     "cost_of",
@@ -62,6 +70,7 @@ __all__ = [
     "genes_of",
     "land",
     "largest",
+    "milliseconds",
     "sample",
     "uniform_sparsity",
     "uniform_widths",

@@ -143,5 +143,5 @@ def largest(layout: Layout, budgets: Sequence[Budget], candidate: Callable[[floa
 
 
 def _fits(layout: Layout, budgets: Sequence[Budget], architecture: Architecture) -> bool:
-    dense, cost = cost_of(layout, Architecture.dense(layout)), cost_of(layout, architecture)
-    return all(getattr(cost, budget.metric) <= budget.limit(dense) for budget in budgets)
+    dense = cost_of(layout, Architecture.dense(layout))
+    return all(budget.amount_of(layout, architecture) <= budget.limit(dense) for budget in budgets)

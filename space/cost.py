@@ -1,16 +1,22 @@
 """Exact closed-form cost of an architecture, the budgets on it, and both without a model in memory.
 
+Latency is no closed form: a budget on it knows a table of timings.
+
 Notation as in `space.layout`. `parameters`, `nonzero_parameters` and `flops_per_token` count the decoder layers alone,
 as pruning papers do: embeddings, vocabulary projection and final norm cannot be pruned here, and counting them would
 make a small model's cut look smaller than it is. `weight_bytes` and `kv_cache_bytes_per_token` are what a machine has
 to hold, so the former counts the whole model.
 """
 
-from dataclasses import asdict, dataclass
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Self
 
 from space.architecture import Architecture, LayerArchitecture
 from space.errors import BudgetError
+from space.latency import LatencyTable
 from space.layout import Layout
 
 METRICS = (
@@ -20,11 +26,14 @@ METRICS = (
     "kv_cache_bytes_per_token",
     "flops_per_token",
 )
+LATENCY = "latency"  # nanoseconds, by a table of timings
+BUDGET_METRICS = (*METRICS, LATENCY)
 # FLOPs of attention grow with the context; 512 is the sequence length that measurements use by default.
 FLOPS_CONTEXT = 512
 # Bytes per weight and per cached value: models are stored and run in bf16.
 BYTES_PER_VALUE = 2
 _SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+_TIMES = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,44 +133,102 @@ def cost_of(layout: Layout, architecture: Architecture) -> Cost:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """An upper limit on one metric: a fraction of the dense model's (at most 1) or an absolute amount."""
+    """An upper limit on one metric: a fraction of the dense model's (at most 1) or an absolute amount.
+
+    Args:
+        metric: one of `BUDGET_METRICS`.
+        amount: a fraction up to 1, else the metric's unit; latency is in nanoseconds.
+        table: what latency is told by; None for other metrics, and until sub-blocks were timed.
+    """
 
     metric: str
     amount: float
+    table: LatencyTable | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a budget such as `parameters=0.8`, `weight_bytes=200M` or `flops_per_token=75%`.
+        """Read a budget such as `parameters=0.8`, `weight_bytes=200M`, `flops_per_token=75%` or `latency=150ms`.
 
         Raises:
             BudgetError: the metric is unknown or the amount is not a positive number.
         """
         metric, _, amount = text.replace(" ", "").partition("=")
-        if metric not in METRICS:
+        if metric not in BUDGET_METRICS:
             raise BudgetError(
-                f"A budget must be METRIC=AMOUNT with a metric of {', '.join(METRICS)}, but is {text!r}; "
+                f"A budget must be METRIC=AMOUNT with a metric of {', '.join(BUDGET_METRICS)}, but is {text!r}; "
                 "write for example parameters=0.8."
             )
-        scale = 1.0
-        if amount.endswith("%"):
-            amount, scale = amount[:-1], 0.01
-        elif amount[-1:].lower() in _SUFFIXES:
-            amount, scale = amount[:-1], _SUFFIXES[amount[-1].lower()]
-        try:
-            value = float(amount) * scale
-        except ValueError:
-            value = float("nan")
-        if not 0 < value < float("inf") or (scale == 0.01 and value > 1):
-            raise BudgetError(
-                "A budget's amount must be a positive number, a percentage up to 100 or a number with K, M, G or T, "
-                f"but is {text.partition('=')[2]!r}; write for example parameters=0.8 (a fraction) or parameters=85M."
-            )
+        value, highest = _number(amount, _TIMES if metric == LATENCY else _SUFFIXES)
+        if not 0 < value <= highest:
+            raise BudgetError(_REFUSALS[metric == LATENCY].format(text.partition("=")[2]))
         return cls(metric, value)
+
+    def timed_by(self, table: LatencyTable | None) -> Self:
+        """Return the budget with a table to tell latency by, where it is one on latency.
+
+        Raises:
+            BudgetError: it is, but there is no table.
+        """
+        if self.metric != LATENCY:
+            return self
+        if table is None and self.table is None:
+            raise BudgetError(
+                f"A budget on latency must have a table of timings, but {self} has none here; time the sub-blocks "
+                "with `secateur latency RUN`, or begin a run with this budget, which does."
+            )
+        return replace(self, table=table or self.table)
+
+    def amount_of(self, layout: Layout, architecture: Architecture) -> float:
+        """Return what an architecture costs in the budget's metric.
+
+        Raises:
+            ArchitectureError: the architecture does not fit the layout.
+            BudgetError: the metric is latency, and there is no table.
+        """
+        if self.metric != LATENCY:
+            return float(getattr(cost_of(layout, architecture), self.metric))
+        architecture.check(layout)
+        return float(self._known_table.of(architecture))
 
     def limit(self, dense: Cost) -> float:
         """Return the absolute limit, given the dense model's cost."""
-        reference = float(getattr(dense, self.metric))
-        return self.amount * reference if self.amount <= 1 else self.amount
+        return self.limit_from(
+            float(self._known_table.dense if self.metric == LATENCY else getattr(dense, self.metric))
+        )
+
+    def limit_from(self, dense: float) -> float:
+        """Return the absolute limit, given what the dense model costs in this metric."""
+        return self.amount * dense if self.amount <= 1 else self.amount
+
+    @property
+    def _known_table(self) -> LatencyTable:
+        table = self.timed_by(None).table
+        assert table is not None
+        return table
 
     def __str__(self) -> str:
+        if self.metric == LATENCY and self.amount > 1:
+            return f"{self.metric}={self.amount / _TIMES['ms']:g}ms"
         return f"{self.metric}={self.amount:g}"
+
+
+_REFUSALS = (
+    "A budget's amount must be a positive number, a percentage up to 100 or a number with K, M, G or T, but is {!r}; "
+    "write for example parameters=0.8 (a fraction) or parameters=85M.",
+    "A budget on latency must be a fraction up to 1, a percentage up to 100 or a time with us, ms or s, but is {!r}; "
+    "write for example latency=0.8 (a fraction) or latency=150ms.",
+)
+
+
+def _number(amount: str, units: Mapping[str, float]) -> tuple[float, float]:
+    """Return an amount, not a number where it is none, and the highest that it may be."""
+    highest = 1.0 if units is _TIMES else sys.float_info.max
+    scale = 1.0
+    if amount.endswith("%"):
+        amount, scale, highest = amount[:-1], 0.01, 1.0
+    elif unit := next((unit for unit in units if amount.lower().endswith(unit)), None):
+        amount, scale, highest = amount[: -len(unit)], units[unit], sys.float_info.max
+    try:
+        return float(amount) * scale, highest
+    except ValueError:
+        return math.nan, highest

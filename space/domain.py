@@ -6,15 +6,16 @@ architectures is one table look-up per column.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from space.architecture import GENES, Architecture, LayerArchitecture
-from space.cost import METRICS, Budget, Cost, attention_cost, cost_of, fixed_cost, mlp_cost
+from space.cost import LATENCY, METRICS, Budget, Cost, attention_cost, cost_of, fixed_cost, mlp_cost
 from space.errors import ArchitectureError, BudgetError, SettingError
+from space.latency import LatencyTable, milliseconds
 from space.layout import Layout
 
 Indices = NDArray[np.int16]  # (architectures, 2 * layers)
@@ -40,22 +41,25 @@ class SearchSpace:
         choices: one tuple per column, from cheapest to dense.
         budgets: upper limits, all of which must hold.
         whole_blocks: whether a layer's attention and MLP go together, the first choice of both or the last.
+        latency: timings of the sub-blocks, which make latency a metric; a budget on it needs them.
 
     Raises:
-        BudgetError: even the cheapest architecture is over a budget.
+        BudgetError: even the cheapest architecture is over a budget, or latency is limited and was not timed.
     """
 
     layout: Layout
     choices: tuple[tuple[Choice, ...], ...]
     budgets: tuple[Budget, ...] = ()
     whole_blocks: bool = False
+    latency: LatencyTable | None = field(default=None, repr=False, compare=False)
     limits: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # (budgets,)
     _tables: tuple[NDArray[np.float64], ...] = field(init=False, repr=False, compare=False)
     _positions: tuple[dict[Choice, int], ...] = field(init=False, repr=False, compare=False)  # of each column's choices
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "budgets", tuple(budget.timed_by(self.latency) for budget in self.budgets))
         tables = tuple(
-            np.array([self._choice_cost(column, choice).values() for choice in options], dtype=np.float64)
+            np.array([self._choice_cost(column, choice) for choice in options], dtype=np.float64)
             for column, options in enumerate(self.choices)
         )
         dense = cost_of(self.layout, Architecture.dense(self.layout))
@@ -64,21 +68,48 @@ class SearchSpace:
         object.__setattr__(self, "_tables", tables)
         object.__setattr__(self, "_positions", positions)
         object.__setattr__(self, "limits", limits)
-        self._check_budgets(dense)
+        self._check_budgets()
 
-    def _choice_cost(self, column: int, choice: Choice) -> Cost:
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What costs are told in: the closed forms, and latency where sub-blocks were timed."""
+        return METRICS if self.latency is None else (*METRICS, LATENCY)
+
+    def _choice_cost(self, column: int, choice: Choice) -> tuple[int, ...]:
         rule = attention_cost if column % 2 == 0 else mlp_cost
-        return rule(self.layout, choice.width, choice.sparsity)
+        cost = rule(self.layout, choice.width, choice.sparsity).values()
+        if self.latency is None:
+            return cost
+        timed = self.latency.of_attention if column % 2 == 0 else self.latency.of_mlp
+        return *cost, timed(choice.width)
 
-    def _check_budgets(self, dense: Cost) -> None:
+    @property
+    def _fixed_cost(self) -> tuple[int, ...]:
+        cost = fixed_cost(self.layout).values()
+        return cost if self.latency is None else (*cost, self.latency.fixed)
+
+    def amounts(self, architecture: Architecture) -> dict[str, int]:
+        """Return what an architecture costs by metric, whether its widths are choices of the space or not.
+
+        Raises:
+            ArchitectureError: it does not fit the layout.
+        """
+        cost = cost_of(self.layout, architecture).to_dict()
+        return cost if self.latency is None else {**cost, LATENCY: self.latency.of(architecture)}
+
+    def _check_budgets(self) -> None:
+        dense = self.amounts(Architecture.dense(self.layout))
         cheapest = self.costs(np.zeros((1, self.columns), dtype=np.int16))[0]
         for budget, limit in zip(self.budgets, self.limits, strict=True):
-            least = cheapest[METRICS.index(budget.metric)]
+            least = cheapest[self.metrics.index(budget.metric)]
             if least > limit:
-                share = least / getattr(dense, budget.metric)
+                share = least / dense[budget.metric]
+                has, allows = (
+                    milliseconds(value) if budget.metric == LATENCY else f"{value:,.0f}" for value in (least, limit)
+                )
                 raise BudgetError(
                     f"A budget must be met by some architecture of the search space, but the smallest has "
-                    f"{budget.metric} {least:,.0f} ({share:.3f} of the dense model) and {budget} allows {limit:,.0f}; "
+                    f"{budget.metric} {has} ({share:.3f} of the dense model) and {budget} allows {allows}; "
                     "raise the budget or allow smaller widths or higher sparsities."
                 )
 
@@ -105,25 +136,28 @@ class SearchSpace:
         return [list(range(first, first + size)) for first in range(0, self.columns, size)]
 
     def costs(self, indices: Indices) -> NDArray[np.float64]:
-        """Return the costs (architectures, metrics in the order of `METRICS`) of encoded architectures."""
-        total = np.tile(np.array(fixed_cost(self.layout).values(), dtype=np.float64), (len(indices), 1))
+        """Return the costs (architectures, metrics in the order of `metrics`) of encoded architectures."""
+        total = np.tile(np.array(self._fixed_cost, dtype=np.float64), (len(indices), 1))
         for column, table in enumerate(self._tables):
             total += table[indices[:, column]]
         return total
 
     def column_costs(self, column: int) -> NDArray[np.float64]:
         """Return the costs (choices, budgets) of one column, in the budgets' metrics only."""
-        return self._tables[column][:, [METRICS.index(budget.metric) for budget in self.budgets]]
+        return self._tables[column][:, self._budgeted]
 
     @property
     def fixed_budget_costs(self) -> NDArray[np.float64]:
         """What every architecture costs (budgets,), in the budgets' metrics only."""
-        fixed = fixed_cost(self.layout).values()
-        return np.array([fixed[METRICS.index(budget.metric)] for budget in self.budgets], dtype=np.float64)
+        return np.array(self._fixed_cost, dtype=np.float64)[self._budgeted]
+
+    @property
+    def _budgeted(self) -> list[int]:
+        return [self.metrics.index(budget.metric) for budget in self.budgets]
 
     def budget_costs(self, indices: Indices) -> NDArray[np.float64]:
         """Return the costs (architectures, budgets) in the budgets' metrics only."""
-        return self.costs(indices)[:, [METRICS.index(budget.metric) for budget in self.budgets]]
+        return self.costs(indices)[:, self._budgeted]
 
     def within(self, indices: Indices) -> NDArray[np.bool_]:
         """Return which architectures meet every budget, and in a space of whole blocks have no half of one."""
@@ -216,6 +250,7 @@ def build_space(
     sparsities: Sequence[float] = (0.0,),
     pattern: tuple[int, int] | None = None,
     whole_blocks: bool = False,
+    latency: LatencyTable | None = None,
 ) -> SearchSpace:
     """Build the search space of a model.
 
@@ -228,14 +263,15 @@ def build_space(
         sparsities: allowed shares of zeros per row, 0 included or not.
         pattern: (N, M), where weights are made zero by that pattern alone.
         whole_blocks: whether a layer is removed whole or stays whole, and nothing else is searched.
+        latency: timings of the sub-blocks, which a budget on latency needs.
 
     Raises:
         SettingError: a step or a sparsity is out of range, or does not fit the pattern.
-        BudgetError: no architecture meets the budgets.
+        BudgetError: no architecture meets the budgets, or latency is limited and was not timed.
     """
     if whole_blocks:
         kept = ((Choice(0), Choice(layout.kv_groups)), (Choice(0), Choice(layout.mlp_width)))
-        return SearchSpace(layout, kept * layout.layers, tuple(budgets), whole_blocks=True)
+        return SearchSpace(layout, kept * layout.layers, tuple(budgets), whole_blocks=True, latency=latency)
     step = default_width_step(layout) if width_step is None else width_step
     if not 1 <= step <= layout.mlp_width:
         raise SettingError(
@@ -253,12 +289,17 @@ def build_space(
     attention_choices = removed + [Choice(width, level) for width in groups for level in levels]
     mlp_choices = removed + [Choice(width, level) for width in mlp for level in levels]
     key = budgets[0].metric if budgets else "nonzero_parameters"
-    # Where the budget's metric sees no sparsity, the sparser choice still comes first, so that the last one is dense.
-    attention_choices.sort(
-        key=lambda c: (getattr(attention_cost(layout, c.width, c.sparsity), key), c.width, -c.sparsity)
-    )
-    mlp_choices.sort(key=lambda c: (getattr(mlp_cost(layout, c.width, c.sparsity), key), c.width, -c.sparsity))
-    return SearchSpace(layout, (tuple(attention_choices), tuple(mlp_choices)) * layout.layers, tuple(budgets))
+
+    def order(rule: Callable[[Layout, int, float], Cost], choice: Choice) -> tuple[int, int, float]:
+        # Where the budget's metric sees no sparsity, the sparser choice still comes first, so that the last one is
+        # dense. What is timed rises with the width.
+        cost = 0 if key == LATENCY else getattr(rule(layout, choice.width, choice.sparsity), key)
+        return cost, choice.width, -choice.sparsity
+
+    attention_choices.sort(key=lambda choice: order(attention_cost, choice))
+    mlp_choices.sort(key=lambda choice: order(mlp_cost, choice))
+    choices = (tuple(attention_choices), tuple(mlp_choices)) * layout.layers
+    return SearchSpace(layout, choices, tuple(budgets), latency=latency)
 
 
 def _check_pattern(layout: Layout, pattern: tuple[int, int], sparsities: Sequence[float], width_step: int) -> None:

@@ -8,16 +8,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedConfig
 
-from evaluator import PRUNED, DenseModel, pruned_model
+from evaluator import DenseModel, pruned_model, standalone
 from evaluator.accuracy import BATCH_TOKENS
 from evaluator.checkpoint import quiet_transformers
 from space import Architecture, ExportError
@@ -25,52 +23,6 @@ from space import Architecture, ExportError
 MARK = "secateur.json"  # names the folder as an export of ours, so that it may be replaced
 _MODELLING_FILE = "modeling_secateur"
 _PROBE_TOKENS = 128
-
-
-def pruned_config(dense: DenseModel, architecture: Architecture) -> PreTrainedConfig:
-    """Return the configuration of a pruned model.
-
-    Args:
-        dense: the model it comes from.
-        architecture: what is kept.
-    """
-    layout, family = dense.layout, dense.layout.record
-    values = dense.model.config.to_dict()
-    for key in ("model_type", "architectures", "transformers_version", "_name_or_path", "_model_name_or_path"):
-        values.pop(key, None)
-    differing: dict[str, dict[str, Any]] = {}
-    layers: list[dict[str, Any]] = []
-    for index, layer in enumerate(architecture.layers):
-        heads = layer.kv_groups * layout.heads_per_group
-        own: dict[str, Any] = {}
-        skip = [name for name, width in (("attention", layer.kv_groups), ("mlp", layer.mlp_width)) if width == 0]
-        if skip:
-            own["skip"] = skip
-        if 0 < layer.kv_groups < layout.kv_groups and family.kv_groups is not None:
-            own |= {family.kv_groups: layer.kv_groups, family.heads: heads}
-        if 0 < layer.mlp_width < layout.mlp_width and family.mlp_width in values:
-            own[family.mlp_width] = layer.mlp_width
-        if own:
-            differing[str(index)] = own
-        layers.append(
-            {
-                "kv_groups": layer.kv_groups,
-                "heads": heads,
-                "head_dim": layout.head_dim,
-                "mlp_width": layer.mlp_width,
-                "attention_bias_added": layout.adds_attention_bias(layer.kv_groups),
-                "mlp_bias_added": layout.adds_mlp_bias(layer.mlp_width),
-            }
-        )
-    if differing:
-        values["per_layer_config"] = differing
-    if any(layer.kv_groups == 0 for layer in architecture.layers):
-        # A cache asks its first layer that holds anything how long it is; this tells it which layers hold nothing.
-        values["kv_sharing_modes"] = [None if layer.kv_groups else "reuse" for layer in architecture.layers]
-    if "head_dim" in values or family.name == "llama":
-        values["head_dim"] = layout.head_dim
-    values["pruning"] = {"family": asdict(family), "layers": layers}
-    return PRUNED[family.name][0](**values)
 
 
 def write_folder(
@@ -121,18 +73,11 @@ def _save(dense: DenseModel, architecture: Architecture, folder: Path) -> None:
 
 
 def _save_files(dense: DenseModel, architecture: Architecture, folder: Path) -> None:
-    config = pruned_config(dense, architecture)
-    config.dtype = dense.model.dtype
-    model_class = PRUNED[dense.layout.family][1]
-    config.auto_map = {
-        "AutoConfig": f"{_MODELLING_FILE}.{type(config).__name__}",
-        "AutoModelForCausalLM": f"{_MODELLING_FILE}.{model_class.__name__}",
+    model = standalone(dense, architecture)
+    model.config.auto_map = {
+        "AutoConfig": f"{_MODELLING_FILE}.{type(model.config).__name__}",
+        "AutoModelForCausalLM": f"{_MODELLING_FILE}.{type(model).__name__}",
     }
-    with torch.device("meta"):
-        model = model_class(config)
-    weights = {name: tensor.contiguous() for name, tensor in dense.model.state_dict().items()}
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
     if dense.model.generation_config is not None:
         model.generation_config = dense.model.generation_config
     model.save_pretrained(folder)

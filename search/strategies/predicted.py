@@ -70,6 +70,8 @@ def predicted(run: Run, tokens: float) -> None:
 def _made_from(run: Run) -> str:
     """Return a fingerprint of what the study depends on beside the pairs."""
     content = f"{run.protocol} {run.config.seed} {run.config.search} {run.space.choices} {run.space.budgets}"
+    if run.space.latency is not None:
+        content += f" {run.space.latency}"
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -183,7 +183,7 @@ def example_pairs(frontier: int = 30, others: int = 35) -> list[PairRow]:
             architecture.fingerprint,
             architecture,
             kind,
-            cost_of(LAYOUT, architecture),
+            cost_of(LAYOUT, architecture).to_dict(),
             kl,
             0.04 * kl,
             27 * float(np.exp(kl)),

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from space import METRICS, Architecture, Budget, BudgetError, LayerArchitecture, Layout, cost_of
+from space import BUDGET_METRICS, Architecture, Budget, BudgetError, LayerArchitecture, Layout, cost_of
 from space.cost import BYTES_PER_VALUE, FLOPS_CONTEXT, zeros_per_row
 from tests.space.layouts import PICO, SMOLLM2_135M
 
@@ -114,7 +114,7 @@ def test_budget_limits():
 
 @pytest.mark.parametrize("text", ["", "size=0.8", "0.8", "Parameters=0.8"])
 def test_bad_metric(text):
-    with pytest.raises(BudgetError, match=f"metric of {', '.join(METRICS)}, but is '{text}'; write for example"):
+    with pytest.raises(BudgetError, match=f"metric of {', '.join(BUDGET_METRICS)}, but is '{text}'; write for example"):
         Budget.parse(text)
 
 
