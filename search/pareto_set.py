@@ -13,7 +13,7 @@ from search.ladder import Ladder
 from search.pareto import hypervolume, non_dominated, widest
 from search.rules import Rule, chosen, knee_distances
 from search.selection import lowest
-from space import Architecture, cost_of
+from space import Architecture
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ def set_record(
         rule: as it was stated.
         winner: who won by it.
     """
-    layout, against = told.ladder.space.layout, told.ladder.against
+    space, against = told.ladder.space, told.ladder.against
     on_search = {pair.architecture: pair.measurement for pair in search_pairs}
     members = [
         {
             "fingerprint": pair.architecture.fingerprint,
             "architecture": pair.architecture.to_dict(),
-            "cost": cost_of(layout, pair.architecture).to_dict(),
+            "cost": space.amounts(pair.architecture),
             "shares": dict(zip(against, shares.tolist(), strict=True)),
             "measured": {
                 "search": on_search[pair.architecture].to_dict(),

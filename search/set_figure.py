@@ -46,8 +46,8 @@ def set_drawing(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Drawing | 
         shares = [member["shares"][metric] for member in told["members"]]
         limits = padded([*shares, best["cost"][metric] / dense], 0.05)
         shown = [pair for pair in pairs if pair.kl > ROUNDING and pair.kind != "prior"]
-        shown = [pair for pair in shown if limits[0] <= getattr(pair.cost, metric) / dense <= limits[1]]
-        _add_measured(figure, row, [(getattr(pair.cost, metric) / dense, pair) for pair in shown])
+        shown = [pair for pair in shown if limits[0] <= pair.cost[metric] / dense <= limits[1]]
+        _add_measured(figure, row, [(pair.cost[metric] / dense, pair) for pair in shown])
         _add_members(figure, row, told["members"], shares, joined=len(against) == 1)
         _add_winner(figure, row, best, best["cost"][metric] / dense)
         ends = padded(np.log10([*kl, *lows, *(pair.kl for pair in shown)]).tolist(), 0.06)
