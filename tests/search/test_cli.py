@@ -19,7 +19,7 @@ from tests.pico import save_pico
 from tests.search.command import ROOT, call, fingerprints, refusal
 from tests.search.test_run import pairs_of
 
-COMMANDS = ("run", "sample", "measure", "fit", "predict", "latency", "report", "export", "generate")
+COMMANDS = ("run", "join", "sample", "measure", "fit", "predict", "latency", "report", "export", "generate")
 
 
 @pytest.fixture
