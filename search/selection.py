@@ -1,6 +1,7 @@
 """Choosing: the first pairs, what a round measures, the winner."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -164,6 +165,6 @@ def winner(pairs: Sequence[Pair], space: SearchSpace, shift: float) -> Architect
 
 def lowest(pairs: Sequence[Pair], space: SearchSpace, count: int) -> list[Architecture]:
     """Return the architectures of lowest measured KL within the budgets and the space, best first."""
-    inside = [pair for pair in pairs if space.allows(pair.architecture)]
-    ordered = sorted(inside, key=lambda pair: (pair.measurement.kl, pair.architecture.fingerprint))
-    return [pair.architecture for pair in ordered[:count]]
+    ordered = sorted(pairs, key=lambda pair: (pair.measurement.kl, pair.architecture.fingerprint))
+    inside = (pair.architecture for pair in ordered if space.allows(pair.architecture))
+    return list(islice(inside, count))

@@ -10,7 +10,7 @@ from evaluator import PairStore, open_model
 from search.another_budget import config_of
 from search.comparison import notes
 from search.config import load_config
-from search.export.best import export_best
+from search.export.best import FORMATS, export_best
 from search.folder import RunFolder
 from search.job import Run
 from search.pareto import hypervolume, non_dominated
@@ -25,7 +25,9 @@ from space import Architecture, SettingError, cost_of
 from tests.conftest import SMALL_RUN
 from tests.evaluator.pieces import make_evaluator
 
+PARTS = ("architecture", "target", "record", "card")  # of what an exporter is given, the model left out
 AGAINST = ["weight_bytes", "kv_cache_bytes_per_token"]
+QUICK = {"slopes": False, "guided_pairs": 1, "random_pairs": 13, "profile_pairs": 10}
 TOKENS = 124  # of the search text: 4 sequences of 31 predicted tokens
 
 
@@ -34,7 +36,7 @@ def work(pico_folder, tmp_path):
     """Return what makes a run at work in a folder of its own."""
 
     def make(name, **settings):
-        small = {f"search.{name}": value for name, value in {**SMALL_RUN["search"], "slopes": False}.items()}
+        small = {f"search.{name}": value for name, value in {**SMALL_RUN["search"], **QUICK}.items()}
         values = {"model": str(pico_folder), "budget": "parameters=0.8", "search.against": AGAINST[:1]}
         config = load_config(None, {**small, **values, **settings})
         pico = open_model(str(pico_folder), dtype="float32")
@@ -101,7 +103,9 @@ def finished(small_config, tmp_path_factory):
     """A run by random search against two costs, whose winner is the knee."""
     folder = tmp_path_factory.mktemp("objectives") / "run"
     settings = {"search.strategy": "random", "search.tokens": 4_500, "search.finalists": 6, "search.winner": "knee"}
-    return folder, run_search(load_config(small_config, {"search.against": AGAINST, **settings}), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("search.run.export_installed", lambda *_: None)  # other runs are exported
+        return folder, run_search(load_config(small_config, {"search.against": AGAINST, **settings}), folder)
 
 
 def test_the_set_told_is_that_on_the_validation_text(finished):
@@ -168,14 +172,18 @@ def test_the_report_shows_the_set(finished):
     assert set_drawing({**best, "pareto": None}, []) is None
 
 
-def test_another_member_is_exported_by_its_fingerprint(finished):
+def test_another_member_is_exported_by_its_fingerprint(finished, monkeypatch):
     folder, best = finished
+    written = {}
+    monkeypatch.setitem(FORMATS, "huggingface", lambda dense, *told: written.update(zip(PARTS, told, strict=True)))
     other = next(each for each in best["pareto"]["members"] if each["fingerprint"] != best["fingerprint"])
     target = export_best(folder, member=other["fingerprint"])
     assert target == folder / f"export-{other['fingerprint']}"
-    record = json.loads((target / "secateur.json").read_text())
-    assert record["architecture"] == other["architecture"]
-    assert f"{other['measured']['validate']['perplexity']:.2f}" in (target / "README.md").read_text()
+    assert written["architecture"].to_dict() == written["record"]["architecture"] == other["architecture"]
+    assert written["target"] == target
+    assert written["record"]["cost"] == other["cost"]
+    assert f"{other['measured']['validate']['perplexity']:.2f}" in written["card"]
+    assert best["texts"]["validate"] in written["card"]
     with pytest.raises(SettingError, match=f"but 'abc' is none: its members are .*{other['fingerprint']}"):
         export_best(folder, member="abc")
 
