@@ -29,12 +29,11 @@ from evaluator import open_model
 from evaluator.latency import measure_latency
 from evaluator.timing import Bench
 from search.environment import describe_environment
-from space import build_space
+from space import Phase, build_space
 from tests.benchmarks.record import DATA, finish
 
-PHASES = ("prefill", "decode")
+ROUNDS = {"prefill": 5, "decode": 10}
 MODELS = 13
-ROUNDS = 5
 
 
 def main() -> None:
@@ -46,10 +45,12 @@ def main() -> None:
     options = parser.parse_args()
     wall = options.wall or torch.get_num_threads() > 1
     dense = open_model(str(DATA / "models" / "stories260K") if options.quick else "smollm2-135m")
-    length, models, rounds = (64, 5, 2) if options.quick else (512, MODELS, ROUNDS)
+    length, models = (64, 5) if options.quick else (512, MODELS)
     figures: dict[str, Any] = {"clock": "wall" if wall else "processor"}
     details: dict[str, Any] = {"seed": options.seed, "environment": describe_environment(dense), "tables": {}}
-    for phase in PHASES:
+    phases: tuple[Phase, ...] = ("prefill", "decode")
+    for phase in phases:
+        rounds = 2 if options.quick else ROUNDS[phase]
         bench = Bench(dense, phase, 1, length, clock=time.perf_counter if wall else time.thread_time)
         before = os.getloadavg()[0]
         table = measure_latency(bench, build_space(dense.layout), rounds, models, np.random.default_rng(options.seed))
