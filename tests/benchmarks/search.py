@@ -10,7 +10,8 @@ They share one store of measurements and pay as if they had none. At each share 
 far on the search text is what it would hand over; its perplexity is the curve.
 
 What was measured lies in runs/benchmark-search and, packed, beside the results (`measured/`), so that the benchmark
-goes on where it was stopped, on another machine as well; strategies that are not finished are left out of the figures.
+goes on where it was stopped, on another machine as well. What an earlier call finished stays in the result, each row
+with its seed and commit; strategies that are not finished are left out of the figures.
 
 | figure | meaning |
 | --- | --- |
@@ -22,6 +23,7 @@ goes on where it was stopped, on another machine as well; strategies that are no
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,16 +35,18 @@ from evaluator import DenseModel, Evaluator, Measurement, PairStore, Texts, open
 from evaluator.texts import tokenise
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig, load_config
+from search.environment import commit
 from search.folder import RunFolder
 from search.job import Run, Spent
 from search.progress import Reporter
 from search.strategies import STRATEGIES
 from space import Architecture
 from tests.benchmarks.pool import sequences_of
-from tests.benchmarks.record import DATA, ROOT, finish, keep, restore
+from tests.benchmarks.record import DATA, RESULTS, ROOT, finish, keep, restore
 
 TOKENS = 800_000
 LENGTH, CALIBRATE, SEARCH, VALIDATE, REPORT = 512, 128, 4, 16, 32  # sequences
+Rows = dict[str, dict[str, list[dict[str, Any]]]]  # by space and strategy, one a seed
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ORDER = ("predictor", "evolution", "additive", "random")
 SPACES: dict[str, dict[str, Any]] = {
@@ -80,19 +84,33 @@ def main() -> None:
     parser.add_argument("--space", action="append", choices=list(SPACES), help="which; all without")
     parser.add_argument("--strategy", action="append", choices=list(STRATEGIES), help="which; those of ORDER without")
     options = parser.parse_args()
-    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    rows = {} if options.quick else finished()
     for seed in range(options.seeds):
         for name in options.space or SPACES:
             bench = prepare(name, seed, options.quick)
             for strategy in options.strategy or ORDER:
                 row = curve(bench, strategy)
-                rows.setdefault(name, {}).setdefault(strategy, []).append(row)
+                put(rows, name, strategy, seed, row)
                 print(f"{name} {strategy} seed {seed}: {row['perplexity']}", flush=True)
-            rows[name].setdefault("baselines", []).append(unsearched(bench))
+            put(rows, name, "baselines", seed, unsearched(bench))
             bench.judge.store.close()
             keep(bench.files.measurements_file, "search", options.quick)
-    details = {"seeds": options.seeds, "tokens": TOKENS, "shares": SHARES, "rows": rows}
+    details = {"tokens": TOKENS, "shares": SHARES, "rows": rows}
     finish("search", {name: figures_of(own) for name, own in rows.items()}, details, options.quick)
+
+
+def finished() -> Rows:
+    """Return the rows of earlier calls."""
+    file = RESULTS / "search.json"
+    found: Rows = json.loads(file.read_text())["rows"] if file.exists() else {}
+    return found
+
+
+def put(rows: Rows, space: str, strategy: str, seed: int, row: Mapping[str, Any]) -> None:
+    """Put a row in the place of an earlier one of its space, strategy and seed, by the order of seeds."""
+    own = rows.setdefault(space, {}).setdefault(strategy, [])
+    others = [each for each in own if each["seed"] != seed]
+    own[:] = sorted([*others, {"seed": seed, "commit": commit(), **row}], key=lambda each: each["seed"])
 
 
 def prepare(name: str, seed: int, quick: bool) -> Bench:
@@ -178,7 +196,7 @@ def unsearched(bench: Bench) -> dict[str, Any]:
 def figures_of(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Return the figures of one space."""
     plain = rows["baselines"]
-    names = [name for name in plain[0] if name != "dense"]
+    names = [name for name in plain[0] if name not in ("dense", "seed", "commit")]
     fixed = {name: float(np.mean([row[name] for row in plain])) for name in names}
     best = min(fixed, key=lambda name: fixed[name])
     curves = {name: np.array([row["perplexity"] for row in own]) for name, own in rows.items() if name != "baselines"}
