@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluator import DenseModel, Evaluator, Measurement, PairStore, Texts, open_model
+from evaluator import DenseModel, Evaluator, Measurement, PairStore, Texts, difference, open_model
 from evaluator.texts import tokenise
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig, load_config
@@ -93,6 +93,7 @@ def main() -> None:
                 put(rows, name, strategy, seed, row)
                 print(f"{name} {strategy} seed {seed}: {row['perplexity']}", flush=True)
             put(rows, name, "baselines", seed, unsearched(bench))
+            put(rows, name, "differences", seed, differences(bench, rows[name], seed))
             bench.judge.store.close()
             keep(bench.files.measurements_file, "search", options.quick)
     details = {"tokens": TOKENS, "shares": SHARES, "rows": rows}
@@ -193,13 +194,27 @@ def unsearched(bench: Bench) -> dict[str, Any]:
     return {name: round(each.perplexity, 3) for name, each in zip(bench.baselines, measured, strict=True)}
 
 
+def differences(bench: Bench, rows: Mapping[str, Sequence[Mapping[str, Any]]], seed: int) -> dict[str, Any]:
+    """Return by how much each final architecture differs from each other one, token by token on the report text."""
+    final = dict(bench.baselines)
+    for name, own in rows.items():
+        final |= {name: Architecture.from_dict(row["winner"]) for row in own if "winner" in row and row["seed"] == seed}
+    measured = dict(zip(final, reported(bench, list(final.values())), strict=True))
+    return {
+        f"{one} less {other}": difference(measured[one], measured[other]).to_dict()
+        for one in final
+        for other in final
+        if one not in bench.baselines and one != other and final[one] != final[other]
+    }
+
+
 def figures_of(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Return the figures of one space."""
     plain = rows["baselines"]
     names = [name for name in plain[0] if name not in ("dense", "seed", "commit")]
     fixed = {name: float(np.mean([row[name] for row in plain])) for name in names}
     best = min(fixed, key=lambda name: fixed[name])
-    curves = {name: np.array([row["perplexity"] for row in own]) for name, own in rows.items() if name != "baselines"}
+    curves = {name: np.array([row["perplexity"] for row in own]) for name, own in rows.items() if name in STRATEGIES}
     final = {name: round(float(own[:, -1].mean()), 3) for name, own in curves.items()}
     return {
         "perplexity_final": {**final, f"not_searched_{best}": round(fixed[best], 3)},
