@@ -198,7 +198,9 @@ def differences(bench: Bench, rows: Mapping[str, Sequence[Mapping[str, Any]]], s
     """Return by how much each final architecture differs from each other one, token by token on the report text."""
     final = dict(bench.baselines)
     for name, own in rows.items():
-        final |= {name: Architecture.from_dict(row["winner"]) for row in own if "winner" in row and row["seed"] == seed}
+        for row in own:
+            if "winner" in row and row["seed"] == seed:
+                final[name] = Architecture.from_dict(row["winner"])
     measured = dict(zip(final, reported(bench, list(final.values())), strict=True))
     return {
         f"{one} less {other}": difference(measured[one], measured[other]).to_dict()
