@@ -6,7 +6,6 @@ from space import genes_of
 from tests.predictor.synthetic import SINGLES, draw, measure
 from tests.space.layouts import SMOLLM2_135M
 
-
 TRAIN = draw(60, 1)
 BEST = min(measure(TRAIN, 0))
 
