@@ -31,7 +31,7 @@ from space import Architecture, BudgetError, PredictorError, SearchSpace, Settin
 _KEPT_INSIDE = 8  # best measured that no refinement may cut away
 _GENERATIONS = 30  # by which the architectures are found that refining asks about
 _MOST_EXTRA_BATCHES = 3  # times that more pairs are measured for a predictor that fails its gate
-_RUNG_SEEDS = 100  # between the seeds of two rungs, of which there are fewer than a gate's seeds are apart
+_RUNG_SEEDS = 100  # between the seeds of two rungs
 _RIVALS = 8  # best measured, whose distances from the very best tell the error of a comparison
 _PATIENCE = 2  # rounds in a row that promise too little: one may have planned badly
 

@@ -10,7 +10,8 @@ the floor of all costs, and in the middle between these; `random` are samples on
 
 Of all that each measured the set on the search text is taken, and the 12 members that reach most of its hypervolume are
 measured on validation text that no search saw. Reference points are the same for all: the KL of uniform pruning at the
-floor, and a fifth of the range beyond the budgets in every cost.
+floor, and a fifth of the range beyond the budgets in every cost. What each way found lies in runs/benchmark-pareto, so
+that the benchmark goes on where it was stopped.
 
 | figure | meaning |
 | --- | --- |
@@ -21,6 +22,7 @@ floor, and a fifth of the range beyond the budgets in every cost.
 """
 
 import argparse
+import json
 
 import numpy as np
 
@@ -40,6 +42,7 @@ from tests.benchmarks.record import DATA, ROOT, finish
 LENGTH, CALIBRATE, SEARCH, VALIDATE = 512, 32, 8, 16  # sequences
 ARCHITECTURES = 144  # whole ones, as a run measures by default
 QUICK = 90
+FOLDER = ROOT / "runs" / "benchmark-pareto"
 TOLD = 12
 WAYS = ("set", "budgets", "random")
 CASES = {"weight_bytes": ("weight_bytes",), "weight_and_kv_bytes": ("weight_bytes", "kv_cache_bytes_per_token")}
@@ -58,7 +61,11 @@ def main() -> None:
             config = settings(seed, against)
             ladder = config.ladder(config.search_space(judge.dense.layout))
             for way in WAYS:
-                found = searched(way, config, judge, ladder, QUICK if options.quick else ARCHITECTURES)
+                file = FOLDER / f"{case}-{way}-{seed}{'-quick' if options.quick else ''}.json"
+                if not file.exists():
+                    found = searched(way, config, judge, ladder, QUICK if options.quick else ARCHITECTURES)
+                    file.write_text(json.dumps(found))
+                found = json.loads(file.read_text())
                 rows[case][way].append(found)
                 print(f"{case} {way} seed {seed}: {found}", flush=True)
             judge.store.close()
@@ -85,7 +92,7 @@ def settings(seed: int, against: tuple[str, ...], share: int = 1, budget: tuple[
 
 def opened(seed: int, quick: bool) -> Evaluator:
     """Return an evaluator with a store that all ways share."""
-    files = RunFolder(ROOT / "runs" / "benchmark-pareto" / f"{seed}{'-quick' if quick else ''}")
+    files = RunFolder(FOLDER / f"{seed}{'-quick' if quick else ''}")
     files.path.mkdir(parents=True, exist_ok=True)
     dense = open_model(str(DATA / "models" / "stories260K"), dtype="float32")
     drawn = sequences_of(dense, DATA / "text" / "tinystories.txt", LENGTH, seed)
@@ -99,7 +106,7 @@ def at_work(config: RunConfig, judge: Evaluator) -> Run:
     """Return a run that has measured nothing but its baselines, and the prior."""
     space = config.search_space(judge.dense.layout)
     baselines = fixed_allocations(space) | scored_allocations(space, judge.surgeon)
-    files = RunFolder(ROOT / "runs" / "benchmark-pareto")
+    files = RunFolder(FOLDER / str(config.seed))
     run = Run(config, files, Reporter(quiet=True), judge, space, baselines, [], [], None)
     run.measure("Baselines", list(baselines.values()), "baseline")
     run.measure("Prior", prior_architectures(space), "prior")

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from predictor import AccuracyPredictor, refine
+from predictor import AccuracyPredictor, Refinement, refine
 from search.proposals import evolve
 from space import Architecture, sample
 from tests.predictor.synthetic import DENSE, SINGLES, SPACE, draw, measure
@@ -77,3 +79,18 @@ def test_dense_is_no_part_of_a_budget_below_it(refined):
     _, _, _, found = refined
     assert not found.space.allows(Architecture.dense(SMOLLM2_135M))
     assert Architecture.dense(SMOLLM2_135M) == DENSE
+
+
+def test_refinements_together_keep_what_any_keeps_and_all_between():
+    first, last = (
+        Refinement(SPACE, replace(SPACE, choices=tuple(own[part] for own in SPACE.choices)), excess)
+        for part, excess in (
+            (slice(0, 1), tuple(np.arange(len(own), dtype=float) for own in SPACE.choices)),
+            (slice(2, 3), tuple(np.full(len(own), 1.0) for own in SPACE.choices)),
+        )
+    )
+    found = Refinement.together([first, last])
+    assert found.full == SPACE
+    assert found.space == replace(SPACE, choices=tuple(own[:3] for own in SPACE.choices))
+    assert all(own.tolist() == np.minimum(np.arange(len(own)), 1.0).tolist() for own in found.excess)
+    assert Refinement.together([first]) is first

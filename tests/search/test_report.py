@@ -429,6 +429,15 @@ def test_a_run_without_rounds_predictions_or_rank_has_a_page(best: dict[str, Any
     assert "from unknown to unknown" in first.summary
 
 
+def test_progress_shows_the_hypervolume_of_a_set(best: dict[str, Any]) -> None:
+    rounds = [{**entry, "hypervolume": 0.1 * entry["round"]} for entry in best["rounds"]]
+    drawing = rounds_drawing({**best, "rounds": rounds})
+    assert isinstance(drawing, Drawing)
+    assert list(drawing.figure.data[2].y) == [entry["hypervolume"] for entry in rounds]
+    assert "and the hypervolume from 0.1 to 0.4." in drawing.summary
+    assert len(rounds_drawing(best).figure.data) == 2
+
+
 def test_another_format_is_refused(best: dict[str, Any]) -> None:
     with pytest.raises(RunFolderError, match=r"must be of format 3, but is of 2"):
         render_report({**best, "format": 2}, [])
