@@ -35,7 +35,7 @@ def join_search(folder: str | Path, reporter: Reporter | None = None) -> int:
         raise RunFolderError(
             f"A run to join must be at work, but {str(files.path)!r} is finished; see its report.html."
         )
-    if not files.measurements_file.exists():
+    if not _has_begun(files):
         raise RunFolderError(
             f"A run to join must have begun to measure, but {str(files.path)!r} has not; wait until it is calibrated."
         )

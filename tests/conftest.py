@@ -27,6 +27,7 @@ SMALL_RUN = {
     "search": {
         "strategy": "predictor",
         "tokens": None,
+        "prior_sequences": None,
         "random_pairs": 10,
         "profile_pairs": 8,
         "guided_pairs": 8,
@@ -39,6 +40,9 @@ SMALL_RUN = {
         "gate": -1,
         "refine": True,
         "slopes": True,
+        "against": [],
+        "down_to": None,
+        "winner": "lowest_kl",
     },
 }
 
