@@ -36,7 +36,8 @@ class Conditions:
 
     def __str__(self) -> str:
         tokens = "a token after" if self.phase == "decode" else "a prefill of"
-        where = f"{self.threads} threads of {self.processor}" if self.device == "cpu" else self.processor
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        where = f"{threads} of {self.processor}" if self.device == "cpu" else self.processor
         return f"{tokens} {self.batch} x {self.sequence_length} tokens in {self.dtype} on {where}"
 
 

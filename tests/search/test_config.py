@@ -6,6 +6,7 @@ from search.config import RunConfig, load_config
 from search.folder import RunFolder
 from space import BudgetError, Layout, RunFolderError, SettingError
 from tests.space.layouts import SMOLLM2_135M
+from tests.space.timings import made_up
 
 LEAST = {"model": "pico", "budget": ["parameters=0.8"]}
 
@@ -110,6 +111,21 @@ def test_the_budget_decides_what_is_searched(budget, more, widths, sparse, remov
     assert (len({choice.width for choice in mlp} - {0, 1536}) > 0) == widths
     assert any(choice.sparsity for choice in mlp) == sparse
     assert any(choice.width == 0 for choice in mlp) == removed
+
+
+def test_a_budget_on_latency_asks_for_widths_beside_zeros():
+    config = load_config(None, {**LEAST, "budget": ["nonzero_parameters=0.5", "latency=0.8"]})
+    mlp = config.search_space(SMOLLM2_135M, made_up(SMOLLM2_135M)).choices[1]
+    assert {choice.width for choice in mlp} > {0, 128, 1536}
+    assert any(choice.sparsity for choice in mlp)
+    with pytest.raises(BudgetError, match="must have a table of timings"):
+        config.search_space(SMOLLM2_135M)
+
+
+@pytest.mark.parametrize(("key", "value"), [("phase", "training"), ("batch", 0), ("repeats", 0), ("tokens", 3)])
+def test_what_is_timed_is_checked(key, value):
+    with pytest.raises(SettingError, match=f"latency.{key}"):
+        load_config(None, {**LEAST, f"latency.{key}": value})
 
 
 @pytest.mark.parametrize("written", ["2:4", 124, "'2:4'"])

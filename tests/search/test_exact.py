@@ -8,8 +8,14 @@ import pytest
 from search.exact import lowest_sums
 from space import Budget, build_space
 from tests.space.layouts import PICO, SMOLLM2_135M
+from tests.space.timings import made_up
 
 SMALL = build_space(PICO, [Budget("parameters", 0.7), Budget("kv_cache_bytes_per_token", 0.8)], width_step=48)
+
+
+TIMED = build_space(
+    PICO, [Budget("latency", 0.7), Budget("parameters", 0.8)], width_step=48, latency=made_up(PICO, fixed=200_003)
+)
 
 
 def drawn(space, seed):
@@ -26,14 +32,14 @@ def total(scores, rows):
     return sum(own[rows[:, column]] for column, own in enumerate(scores))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_architecture_within_the_budgets_is_better(seed):
-    scores = drawn(SMALL, seed)
-    every = np.array(list(itertools.product(*(range(size) for size in SMALL.sizes))), dtype=np.int16)
-    inside = every[SMALL.within(every)]
+@pytest.mark.parametrize(("space", "seed"), [(SMALL, 0), (SMALL, 1), (SMALL, 2), (TIMED, 0), (TIMED, 1)])
+def test_no_architecture_within_the_budgets_is_better(space, seed):
+    scores = drawn(space, seed)
+    every = np.array(list(itertools.product(*(range(size) for size in space.sizes))), dtype=np.int16)
+    inside = every[space.within(every)]
     assert 100 < len(inside) < len(every)
-    found = best_sums(SMALL, scores, count=5)
-    assert SMALL.within(found).all()
+    found = best_sums(space, scores, count=5)
+    assert space.within(found).all()
     assert np.allclose(total(scores, found), np.sort(total(scores, inside))[:5], rtol=2e-4)
 
 
