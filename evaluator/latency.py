@@ -10,9 +10,8 @@ What else a machine does falls on whole passes more than on single sub-blocks, s
 the load of a pass from its total, the times as trimmed means of what is left. Last, the table is scaled to the median
 of passes that nothing marked.
 
-Against least squares on the totals of as many whole models (16 pruned SmolLM2-135M, tried on 11 others and the dense
-one), which puts sub-blocks into caches just as well, this errs by 1.7 instead of 7 % in prefill and by 2.9 instead of
-8 % in decode.
+Against least squares on the totals of as many whole models (16 pruned SmolLM2-135M, tried on 12 others and the dense
+one), which puts sub-blocks into caches just as well, this errs by 3 instead of 7 % in prefill and 8 % in decode.
 """
 
 import math
