@@ -140,7 +140,7 @@ def comparison(best: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[Com
             f"{cost['weight_bytes'] / 1e6:,.1f}",
             f"{cost['kv_cache_bytes_per_token']:,}",
             _percent(cost["flops_per_token"] / dense["flops_per_token"]),
-            f"{cost[LATENCY] / 1e6:,.3g}" if LATENCY in cost else DASH,
+            milliseconds(cost[LATENCY]).removesuffix(" ms") if LATENCY in cost else DASH,
             _with_error(report, "perplexity") if report else DASH,
             _with_error(report, "kl") if report else DASH,
             _percent(report["agreement"]) if report else DASH,

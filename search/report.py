@@ -53,14 +53,17 @@ def comparison_table(best: Mapping[str, Any]) -> Table:
         RunFolderError: it is of another format.
     """
     columns, rows = comparison(best)
+    named = [name for name, _ in columns]
+    # What is timed says more than what is counted, and both are too wide.
+    shown = [place for place, name in enumerate(named) if name != "FLOPs" or "Latency, ms" not in named]
     table = Table(
         title=escape_markup(title_of(best)), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 0)
     )
     table.add_column("")
-    for name, _ in columns:
-        table.add_column(_NARROW.get(name, name), justify="right")
+    for place in shown:
+        table.add_column(_NARROW.get(named[place], named[place]), justify="right")
     for row in rows:
-        cells = [cell.replace(" %", "\N{NO-BREAK SPACE}%") for cell in row.cells]
+        cells = [row.cells[place].replace(" %", "\N{NO-BREAK SPACE}%") for place in shown]
         table.add_row(escape_markup(row.label), *cells, style="bold" if row.winner else None)
     return table
 

@@ -21,7 +21,7 @@ from tests.space.timings import made_up
 
 QUICK = {
     "budget": "latency=0.9",
-    "latency.sequence_length": 32,
+    "latency.sequence_length": 256,  # of so small a model less would be Python alone
     "latency.repeats": 1,
     "text.search": 2,
     "search.strategy": "random",
@@ -55,7 +55,7 @@ def test_the_winner_is_within_the_budget_by_the_table(timed_folder):
         assert model["cost"]["latency"] == table.of(Architecture.from_dict(model["architecture"]))
         assert name == "dense" or model["cost"]["latency"] <= 0.9 * table.dense
     assert {"uniform", "block_influence", "best_random"} <= set(best["baselines"])
-    assert (table.conditions.sequence_length, table.conditions.torch) == (32, torch.__version__)
+    assert (table.conditions.sequence_length, table.conditions.torch) == (256, torch.__version__)
     assert len(table.check.models) == 9
 
 
@@ -68,7 +68,7 @@ def test_the_winner_and_the_dense_model_were_timed_for_real(timed_folder):
         assert record["table_error"] == pytest.approx(record["table_ms"] / record["measured_ms"] - 1, abs=2e-4)
     assert len(told["check"]["models"]) == len(table.check.models)
     page = timed_folder.report_file.read_text()
-    for text in ("Latency is of a prefill of 1 x 32 tokens", "Lat", "% of the dense model&#x27;s latency"):
+    for text in ("Latency is of a prefill of 1 x 256 tokens", "Lat", "% of the dense model&#x27;s latency"):
         assert text in page
 
 
@@ -95,6 +95,18 @@ def test_another_budget_is_answered_by_the_same_table_without_a_model(old_run):
     )
     told, table = json.loads(there.stdout), old_run.latency()
     assert told["cost"]["latency"] == table.of(Architecture.from_dict(told["architecture"])) <= 0.7 * table.dense
+
+
+def test_an_old_run_without_a_table_is_timed_before_it_answers(finished_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("search.cli._run", lambda *_: None)  # searching has its own tests
+    settings = [f"latency.{name}" for name in ("sequence_length=256", "repeats=1")]
+    asked = ("run", "--resume", finished_run, "--budget", "latency=0.9", "--out", tmp_path / "new")
+    assert call(*asked, "--set", settings[0], "--set", settings[1]) == 0
+    assert "Nothing measured yet; for latency=0.9 the predictor promises" in capsys.readouterr().out
+    table = RunFolder(tmp_path / "new").latency()
+    told = json.loads((tmp_path / "new" / "answer.json").read_text())
+    assert told["cost"]["latency"] == table.of(Architecture.from_dict(told["architecture"])) <= 0.9 * table.dense
+    assert RunFolder(finished_run).latency() is None
 
 
 def test_a_table_of_other_conditions_is_not_taken_over(old_run, tmp_path):
