@@ -45,10 +45,12 @@ class PoolSpace:
 
     Args:
         budget: METRIC=AMOUNT.
+        store: name of the store; spaces whose architectures are pruned by the same levels share one.
         depth: whether whole blocks are all that is removed.
     """
 
     budget: str
+    store: str
     depth: bool = False
 
     def config(self, model: str) -> RunConfig:
@@ -57,10 +59,10 @@ class PoolSpace:
 
 
 SPACES = {
-    "parameters_80": PoolSpace("parameters=0.8"),
-    "parameters_70": PoolSpace("parameters=0.7"),
-    "sparsity_60": PoolSpace("nonzero_parameters=0.4"),
-    "depth_22": PoolSpace("parameters=0.74", depth=True),
+    "parameters_80": PoolSpace("parameters=0.8", "widths"),
+    "parameters_70": PoolSpace("parameters=0.7", "widths"),
+    "sparsity_60": PoolSpace("nonzero_parameters=0.4", "sparsity"),
+    "depth_22": PoolSpace("parameters=0.74", "widths", depth=True),
 }
 
 
@@ -103,7 +105,7 @@ def measure_pool(name: str, seed: int, quick: bool = False) -> Pool:
     model = str(DATA / "models" / "stories260K") if quick else "smollm2-135m"
     config = own.config(model)
     dense = open_model(model)
-    folder = ROOT / "runs" / "benchmark-pool" / f"{name}-{seed}{'-quick' if quick else ''}"
+    folder = ROOT / "runs" / "benchmark-pool" / f"{own.store}-{seed}{'-quick' if quick else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     space = config.search_space(dense.layout)
     reporter = Reporter()
