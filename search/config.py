@@ -111,6 +111,7 @@ class LatencyConfig(_Settings):
         return self.phase, self.batch, self.sequence_length
 
 
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 StrategyName = Literal["predictor", "random", "evolution", "additive", "tpe", "nsga2"]
 
 
@@ -208,7 +209,7 @@ class RunConfig(_Settings):
     search: SearchConfig = SearchConfig.model_validate({})
     criterion: CriterionConfig = CriterionConfig.model_validate({})
     latency: LatencyConfig = LatencyConfig.model_validate({})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: DTypeName = "auto"
     device: str = "cpu"  # or cuda, cuda:1; auto lays a model over several GPUs
     # Compiled steps save a tenth to a fifth of measuring, and cost some seconds once; auto compiles for models of 50
     # million parameters or more on a processor, where there is a C++ compiler.

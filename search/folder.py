@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import yaml
 from filelock import FileLock, Timeout
 
-from search.config import RunConfig, parse_config
+from search.config import DTypeName, RunConfig, parse_config
 from space import (
     BudgetError,
     LatencyTable,
@@ -177,13 +177,13 @@ class RunFolder:
                 f"({str(error).splitlines()[0]}); restore it or choose another folder."
             ) from error
 
-    def keep_layout(self, model: str, weights_hash: str, layout: Layout) -> None:
+    def keep_layout(self, model: str, weights_hash: str, layout: Layout, dtype: str) -> None:
         """Write which model the run is about, or check that it is the same as before.
 
         Raises:
             RunFolderError: the run was begun with another model's weights.
         """
-        values = {"model": model, "weights_hash": weights_hash, "layout": layout.to_dict()}
+        values = {"model": model, "weights_hash": weights_hash, "dtype": dtype, "layout": layout.to_dict()}
         if self.layout_file.exists():
             saved = self.read_json(self.layout_file)
             if (saved.get("weights_hash"), saved.get("layout")) != (weights_hash, values["layout"]):
@@ -194,6 +194,20 @@ class RunFolder:
                 )
             return
         write_json(self.layout_file, values)
+
+    def dtype(self) -> DTypeName:
+        """Return what the run's model runs in; `auto` where it was not opened yet.
+
+        Raises:
+            RunFolderError: the file is damaged.
+        """
+        found = self.read_json(self.layout_file).get("dtype", "auto") if self.layout_file.exists() else "auto"
+        if found not in get_args(DTypeName):
+            raise RunFolderError(
+                f"The dtype in a run folder's {self.layout_file.name} must be one of {', '.join(get_args(DTypeName))}, "
+                f"but is {found!r} in {str(self.path)!r}; restore the file or choose another folder."
+            )
+        return cast(DTypeName, found)
 
     def layout(self) -> Layout:
         """Return the layout of the run's dense model.

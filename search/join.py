@@ -40,9 +40,9 @@ def join_search(folder: str | Path, reporter: Reporter | None = None) -> int:
             f"A run to join must have begun to measure, but {str(files.path)!r} has not; wait until it is calibrated."
         )
     with reporter.stage(f"Opening {config.model}", 1, "models") as advance:
-        dense = open_dense(config)
+        dense = open_dense(config, files)
         advance(1)
-    files.keep_layout(config.model, dense.weights_hash, dense.layout)
+    files.keep_layout(config.model, dense.weights_hash, dense.layout, dense.dtype)
     store = PairStore(files.measurements_file)
     try:
         with files.copied_study() as own:

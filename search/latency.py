@@ -134,8 +134,8 @@ def time_architectures(
         RunFolderError: the folder is damaged or was written by another model.
     """
     config = files.config()
-    dense = open_dense(config)
-    files.keep_layout(config.model, dense.weights_hash, dense.layout)
+    dense = open_dense(config, files)
+    files.keep_layout(config.model, dense.weights_hash, dense.layout, dense.dtype)
     table = files.latency()
     if table is None:
         table = time_model(config, dense, reporter)

@@ -62,10 +62,10 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     files.check(config)
     started = time.perf_counter()
     with reporter.stage(f"Opening {config.model}", 1, "models") as advance:
-        dense = open_dense(config)
+        dense = open_dense(config, files)
         advance(1)
     if files.best_file.exists():
-        files.keep_layout(config.model, dense.weights_hash, dense.layout)
+        files.keep_layout(config.model, dense.weights_hash, dense.layout, dense.dtype)
         reporter.say(f"{files.path} is finished already; nothing to do")
         return files.best()
     with files.locked():
@@ -110,7 +110,7 @@ def _begin(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
     fresh = not files.config_file.exists()
     files.prepare(config)
     try:
-        files.keep_layout(config.model, dense.weights_hash, dense.layout)
+        files.keep_layout(config.model, dense.weights_hash, dense.layout, dense.dtype)
         space = config.search_space(dense.layout, timed_model(config, files, dense, reporter))
         # A budget that baselines cannot meet is refused here, and so are costs that cannot be traded.
         fixed_allocations(space, config.criterion.criterion.group)

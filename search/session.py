@@ -17,13 +17,18 @@ from search.results import pair_rows
 from space import Architecture, PredictorError, RunFolderError, SearchSpace
 
 
-def open_dense(config: RunConfig) -> DenseModel:
+def open_dense(config: RunConfig, run: RunFolder | None = None) -> DenseModel:
     """Open a run's dense model, its layout being what the run's criterion makes of it.
+
+    Args:
+        config: the settings.
+        run: a run folder; what it began in, it goes on in, wherever `dtype: auto` would choose another by now.
 
     Raises:
         ModelError: the model cannot be opened.
     """
-    dense = open_model(config.model, dtype=config.dtype, device=config.device)
+    dtype = config.dtype if run is None or config.dtype != "auto" else run.dtype()
+    dense = open_model(config.model, dtype=dtype, device=config.device)
     return replace(dense, layout=dense.layout.pruned_by(config.criterion.criterion))
 
 
@@ -41,8 +46,8 @@ def open_evaluator(run: RunFolder) -> Iterator[Evaluator]:
     config = run.config()
     texts = run.texts()
     store = PairStore(run.measurements_file)
-    dense = open_dense(config)
-    run.keep_layout(config.model, dense.weights_hash, dense.layout)
+    dense = open_dense(config, run)
+    run.keep_layout(config.model, dense.weights_hash, dense.layout, dense.dtype)
     try:
         yield Evaluator(
             dense, texts, store, criterion=config.criterion.criterion, folder=run.prepared, kernels=config.kernels

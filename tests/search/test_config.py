@@ -1,9 +1,12 @@
 """Settings: known by name, refused with the way out, saved and read back the same."""
 
 import pytest
+import torch
 
+from evaluator import checkpoint
 from search.config import RunConfig, load_config
 from search.folder import RunFolder
+from search.session import open_dense
 from space import BudgetError, Layout, RunFolderError, SettingError
 from tests.space.layouts import SMOLLM2_135M
 from tests.space.timings import made_up
@@ -202,11 +205,31 @@ class TestFolder:
     def test_of_another_model(self, tmp_path):
         folder = RunFolder(tmp_path / "run")
         folder.prepare(self.CONFIG)
-        folder.keep_layout("pico", "aaaa", SMOLLM2_135M)
-        folder.keep_layout("moved/pico", "aaaa", SMOLLM2_135M)  # the same weights elsewhere are the same model
+        folder.keep_layout("pico", "aaaa", SMOLLM2_135M, "float32")
+        folder.keep_layout(
+            "moved/pico", "aaaa", SMOLLM2_135M, "float32"
+        )  # the same weights elsewhere are the same model
         with pytest.raises(RunFolderError, match="was written by weights aaaa and 'pico' now has bbbb; choose another"):
-            folder.keep_layout("pico", "bbbb", SMOLLM2_135M)
+            folder.keep_layout("pico", "bbbb", SMOLLM2_135M, "float32")
         assert folder.layout() == SMOLLM2_135M
+
+    def test_goes_on_in_the_dtype_that_it_began_in(self, pico_folder, tmp_path, monkeypatch):
+        folder = RunFolder(tmp_path / "run")
+        config = load_config(None, {"model": str(pico_folder), "budget": "parameters=0.7"})
+        assert folder.dtype() == "auto"
+        folder.prepare(config)
+        for began, now in (("float32", torch.bfloat16), ("bfloat16", torch.float32)):
+            folder.layout_file.unlink(missing_ok=True)
+            folder.keep_layout("pico", "aaaa", SMOLLM2_135M, began)
+            monkeypatch.setattr(checkpoint, "choose_dtype", lambda name, _, now=now: getattr(torch, name, now))
+            assert open_dense(config, folder).dtype == began
+            assert open_dense(config).dtype != began
+
+    def test_of_an_unknown_dtype(self, tmp_path):
+        folder = RunFolder(tmp_path)
+        folder.keep_layout("pico", "aaaa", SMOLLM2_135M, "int3")
+        with pytest.raises(RunFolderError, match="must be one of auto, float32, bfloat16, float16, but is 'int3'"):
+            folder.dtype()
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"layout": {"layers": 3}}', '{"layout": 3}'])
     def test_a_damaged_layout(self, content, tmp_path):
@@ -224,5 +247,5 @@ class TestFolder:
 
     def test_an_unused_layout_is_the_same_read_back(self, tmp_path):
         folder = RunFolder(tmp_path)
-        folder.keep_layout("pico", "aaaa", SMOLLM2_135M)
+        folder.keep_layout("pico", "aaaa", SMOLLM2_135M, "float32")
         assert isinstance(folder.layout(), Layout)
