@@ -6,7 +6,7 @@ import shlex
 import pytest
 from typer.main import get_command
 
-from search.cli import app
+from search.commands import app
 from tests.search.command import ROOT
 
 README = ROOT / "README.md"

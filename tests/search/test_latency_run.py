@@ -98,7 +98,7 @@ def test_another_budget_is_answered_by_the_same_table_without_a_model(old_run):
 
 
 def test_an_old_run_without_a_table_is_timed_before_it_answers(finished_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("search.cli._run", lambda *_: None)  # searching has its own tests
+    monkeypatch.setattr("search.commands.searching._run", lambda *_: None)  # searching has its own tests
     settings = [f"latency.{name}" for name in ("sequence_length=256", "repeats=1")]
     asked = ("run", "--resume", finished_run, "--budget", "latency=0.9", "--out", tmp_path / "new")
     assert call(*asked, "--set", settings[0], "--set", settings[1]) == 0

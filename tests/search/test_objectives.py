@@ -8,7 +8,7 @@ import pytest
 
 from evaluator import PairStore, open_model
 from search.another_budget import config_of
-from search.cli import _folder_name
+from search.commands.searching import folder_name
 from search.comparison import notes
 from search.config import load_config
 from search.export.best import FORMATS, export_best
@@ -219,9 +219,9 @@ def test_what_makes_no_sense_is_refused(settings, message):
 
 def test_a_run_against_costs_has_a_folder_of_its_own():
     values = {"model": "models/pico.gguf", "budget": "parameters=0.8"}
-    assert _folder_name(load_config(None, values)) == "pico-parameters-0.8"
+    assert folder_name(load_config(None, values)) == "pico-parameters-0.8"
     config = load_config(None, {**values, "search.against": AGAINST[:1]})
-    assert _folder_name(config) == "pico-parameters-0.8-against-weight_bytes"
+    assert folder_name(config) == "pico-parameters-0.8-against-weight_bytes"
 
 
 def test_a_floor_that_nothing_reaches_is_refused_before_a_folder_is_made(small_config, tmp_path):

@@ -1,0 +1,109 @@
+"""Commands about what a run found: `latency`, `report`, `export` and `generate`."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from search.commands.arguments import Json, RunArgument, app, print_json, read_architectures
+from search.folder import RunFolder
+from search.progress import Reporter
+from space import Architecture
+
+
+@app.command(epilog="Example: secateur latency runs/smollm2-135m-latency-0.7 mine.json")
+def latency(
+    folder: RunArgument,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[ARCHITECTURE...]",
+            help="JSON files; - for stdin; none: the winner, if there is one.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time architectures and the dense model for real, beside what the table of timings says.
+
+    What is timed the run's settings say (latency.phase, batch and sequence_length). Where the run has no table yet,
+    its sub-blocks are timed first, and kept as latency.json.
+    """
+    from search.latency import time_architectures
+
+    opened = RunFolder(folder)
+    asked = {"dense": Architecture.dense(opened.layout())}
+    if files:
+        asked |= {architecture.fingerprint: architecture for architecture in read_architectures(files)}
+    elif opened.best_file.exists():
+        asked["winner"] = Architecture.from_dict(opened.best()["architecture"])
+    with opened.locked():
+        table, rows = time_architectures(opened, list(asked.values()), Reporter(quiet=as_json))
+    if as_json:
+        results = [
+            {"name": name, "fingerprint": architecture.fingerprint, **row}
+            for (name, architecture), row in zip(asked.items(), rows, strict=True)
+        ]
+        print_json({"table": table.to_dict(), "results": results})
+        return
+    from search.comparison import latency_in_words
+
+    print(f"For {table.conditions}:")
+    for name, row in zip(asked, rows, strict=True):
+        print(f"{name:<16}  {latency_in_words(row)}")
+
+
+@app.command(epilog="Example: secateur report runs/smollm2-135m-parameters-0.8")
+def report(folder: RunArgument, as_json: Json = False) -> None:
+    """Print a finished run's comparison and write report.html anew."""
+    opened = RunFolder(folder)
+    best = opened.best()
+    from search.report import print_report
+    from search.session import rewrite_report
+
+    page = rewrite_report(opened)
+    if as_json:
+        print_json({"report": str(page), **best})
+        return
+    console = Console()
+    print_report(best, console)
+    console.print(f"Page: {page}", soft_wrap=True)
+
+
+@app.command(epilog="Example: secateur export runs/smollm2-135m-parameters-0.8 --out my-pruned-model")
+def export(
+    folder: RunArgument,
+    format: Annotated[str, typer.Option(help="huggingface.")] = "huggingface",  # noqa: A002  the option's name
+    out: Annotated[Path | None, typer.Option(help="Folder to make; default export/ in the run folder.")] = None,
+    member: Annotated[
+        str | None,
+        typer.Option(help="Fingerprint of another member of the run's Pareto set; its folder is export-FINGERPRINT/."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Export a finished run's winner, or another member of its Pareto set.
+
+    A fresh process loads the export and checks that its logits are those of the model in memory, before it is kept.
+    """
+    from search.export.best import export_best
+
+    target = export_best(folder, format, out, member)
+    print_json({"export": str(target)}) if as_json else print(target)
+
+
+@app.command(epilog='Example: secateur generate runs/smollm2-135m-parameters-0.8/export "Once upon a time"')
+def generate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An exported model.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to add.", min=1)] = 60,
+    seed: Annotated[int | None, typer.Option(help="Sample with this seed; default the likeliest text.", min=0)] = None,
+    as_json: Json = False,
+) -> None:
+    """Let an exported model continue a text."""
+    from search.export.best import generate_text
+
+    with redirect_stdout(sys.stderr):
+        text = generate_text(folder, prompt, tokens, seed)
+    print_json({"text": text}) if as_json else print(text)
