@@ -81,7 +81,7 @@ def measured(name: str) -> Known | None:
     """Return what is known in a space from the pairs that `tests.benchmarks.search` kept, if it did."""
     config = load_config(None, {"model": "smollm2-135m", **search.SPACES[name]})
     space = config.search_space(SMOLLM2_135M)
-    file = ROOT / "runs" / "benchmark-screening" / f"{name}-0" / "measurements.db"
+    file = ROOT / "runs" / "benchmark-screening" / f"{search.STORES.get(name, name)}-0" / "measurements.db"
     file.parent.mkdir(parents=True, exist_ok=True)
     restore(file, "search", quick=False)
     if not file.exists():

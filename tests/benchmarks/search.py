@@ -26,6 +26,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ LENGTH, CALIBRATE, SEARCH, VALIDATE, REPORT = 512, 128, 4, 16, 32  # sequences
 Rows = dict[str, dict[str, list[dict[str, Any]]]]  # by space and strategy, one a seed
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ORDER = ("predictor", "evolution", "additive", "random")
+# Spaces of the same sub-blocks share a store of measurements: the prior of one is that of the other.
+STORES = {"widths_80": "widths", "widths_60": "widths"}
 SPACES: dict[str, dict[str, Any]] = {
     "depth_22": {"budget": "parameters=0.74", "space.whole_blocks": True},
     "widths_80": {"budget": "parameters=0.8"},
@@ -61,11 +64,11 @@ SPACES: dict[str, dict[str, Any]] = {
 class Bench:
     """One space and seed: a store that all strategies share."""
 
-    name: str
     config: RunConfig
     judge: Evaluator
     baselines: dict[str, Architecture]
     files: RunFolder
+    store_file: Path
     tokens: float
 
     def run(self) -> Run:
@@ -95,7 +98,7 @@ def main() -> None:
             put(rows, name, "baselines", seed, unsearched(bench))
             put(rows, name, "differences", seed, differences(bench, rows[name], seed))
             bench.judge.store.close()
-            keep(bench.files.measurements_file, "search", options.quick)
+            keep(bench.store_file, "search", options.quick)
     details = {"tokens": TOKENS, "shares": SHARES, "rows": rows}
     finish("search", {name: figures_of(own) for name, own in rows.items()}, details, options.quick)
 
@@ -119,25 +122,32 @@ def prepare(name: str, seed: int, quick: bool) -> Bench:
     model = str(DATA / "models" / "stories260K") if quick else "smollm2-135m"
     # Rounds without end: the tokens end the search.
     config = load_config(None, {"model": model, "seed": seed, "search.rounds": 1000, **SPACES[name]})
-    files = RunFolder(ROOT / "runs" / "benchmark-search" / f"{name}-{seed}{'-quick' if quick else ''}")
-    files.path.mkdir(parents=True, exist_ok=True)
-    restore(files.measurements_file, "search", quick)
+    files = RunFolder(folder_of(name, seed, quick))
+    stored = RunFolder(folder_of(STORES.get(name, name), seed, quick))
+    for each in (files, stored):
+        each.path.mkdir(parents=True, exist_ok=True)
+    restore(stored.measurements_file, "search", quick)
     dense = open_model(model)
     criterion = config.criterion.criterion
     with Reporter().stage(f"{name}: calibrating", dense.layout.layers, "layers") as advance:
         judge = Evaluator(
             dense,
             texts(dense, seed),
-            PairStore(files.measurements_file),
+            PairStore(stored.measurements_file),
             criterion=criterion,
-            folder=files.prepared,
+            folder=stored.prepared,
             progress=advance,
         )
     space = config.search_space(dense.layout)
     baselines = fixed_allocations(space) | scored_allocations(space, judge.surgeon)
     if space.whole_blocks:  # narrower layers are another kind of pruning
         baselines = {name: each for name, each in baselines.items() if name == "dense" or space.allows(each)}
-    return Bench(name, config, judge, baselines, files, TOKENS / 20 if quick else TOKENS)
+    return Bench(config, judge, baselines, files, stored.measurements_file, TOKENS / 20 if quick else TOKENS)
+
+
+def folder_of(name: str, seed: int, quick: bool) -> Path:
+    """Return the folder of a space's studies, or of a store."""
+    return ROOT / "runs" / "benchmark-search" / f"{name}-{seed}{'-quick' if quick else ''}"
 
 
 def texts(dense: DenseModel, seed: int) -> Texts:
