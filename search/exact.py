@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from space import Indices, SearchSpace
+from predictor import AdditivePrior
+from space import GENES, Architecture, Indices, SearchSpace, genes_of
 
 _GAP = 1e-4  # of the optimum that may be left: what is measured errs by a hundred times that
 _SECONDS = 20.0  # for one solution; the best found until then is taken
@@ -33,6 +34,17 @@ def lowest_sums(space: SearchSpace, scores: Sequence[NDArray[np.float64]], apart
         if fits := bool(space.within(row[None])[0]):
             yield row[None]
         program.keep_away(row, apart if fits else 1)
+
+
+def column_scores(space: SearchSpace, prior: AdditivePrior) -> list[NDArray[np.float64]]:
+    """Return what each choice of each column adds to the prior."""
+    dense = genes_of([Architecture.dense(space.layout)]).reshape(1, space.columns, len(GENES) // 2)
+    scores = []
+    for column, options in enumerate(space.choices):
+        genes = np.repeat(dense, len(options), axis=0)
+        genes[:, column] = [(choice.width, choice.sparsity) for choice in options]
+        scores.append(prior.terms(genes.reshape(len(options), space.layout.layers, len(GENES)))[:, column])
+    return scores
 
 
 class _Program:

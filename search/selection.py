@@ -9,6 +9,7 @@ from evaluator import Pair, difference
 from predictor import AdditivePrior, ResidualStream
 from search.baselines import SMOOTH
 from search.config import SearchConfig
+from search.exact import column_scores, lowest_sums
 from search.proposals import TOWARDS_ANCHOR, Score, averages, evolve, mutate, nearest, profiles, rounded
 from space import Architecture, Indices, SearchSpace, land, sample
 
@@ -51,7 +52,7 @@ def first_pairs(
     rngs = [np.random.default_rng([seed, stream]) for stream in (1, 2, 3, 6)]
     found = {}
     if settings.guided_pairs:
-        found["guided"] = _around_optima(space, prior_score(space, prior, stream), settings.guided_pairs, rngs[2])
+        found["guided"] = _around_optima(space, prior, stream, settings.guided_pairs, rngs[2])
     found["random"] = sample(space, settings.random_pairs, rngs[0])
     if settings.profile_pairs:
         fixed = [nearest(space, baselines[name], rngs[1]) for name in SMOOTH if name in baselines]
@@ -67,10 +68,14 @@ def first_pairs(
     return fresh
 
 
-def _around_optima(space: SearchSpace, score: Score, count: int, rng: np.random.Generator) -> Indices:
-    best = evolve(space, score, rng)
-    moved = [best[:1]]
-    for index in range(1, count):
+def _around_optima(
+    space: SearchSpace, prior: AdditivePrior, stream: ResidualStream | None, count: int, rng: np.random.Generator
+) -> Indices:
+    best = evolve(space, prior_score(space, prior, stream), rng)
+    # The sums alone have an exact optimum as well: what a search by additive scores would begin with.
+    exact = islice(lowest_sums(space, column_scores(space, prior)), 1)
+    moved = [best[:1], *exact][:count]
+    for index in range(len(moved), count):
         parent = best[[index % max(1, min(len(best), count // 2))]]
         moved.append(mutate(space, parent, rng, most_swaps=1 + index * _GUIDED_SWAPS // count))
     return np.concatenate(moved)

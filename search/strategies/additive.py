@@ -2,15 +2,10 @@
 
 from itertools import islice, zip_longest
 
-import numpy as np
-from numpy.typing import NDArray
-
-from predictor import AdditivePrior
-from search.exact import lowest_sums
+from search.exact import column_scores, lowest_sums
 from search.job import Run
 from search.objective import additive_prior
 from search.proposals import prior_architectures, rounding_architectures
-from space import GENES, Architecture, SearchSpace, genes_of
 
 _APART = 2  # sub-blocks in which any two that are measured differ at least
 _MOST = 64  # solutions: each is harder to find than the one before, and of a higher sum
@@ -39,14 +34,3 @@ def additive(run: Run, tokens: float) -> None:
                 return
             run.score(run.space.decode(row), "searched")
             advance()
-
-
-def column_scores(space: SearchSpace, prior: AdditivePrior) -> list[NDArray[np.float64]]:
-    """Return what each choice of each column adds to the prior."""
-    dense = genes_of([Architecture.dense(space.layout)]).reshape(1, space.columns, len(GENES) // 2)
-    scores = []
-    for column, options in enumerate(space.choices):
-        genes = np.repeat(dense, len(options), axis=0)
-        genes[:, column] = [(choice.width, choice.sparsity) for choice in options]
-        scores.append(prior.terms(genes.reshape(len(options), space.layout.layers, len(GENES)))[:, column])
-    return scores

@@ -25,8 +25,7 @@ from evaluator import Pair, PairStore
 from predictor import AdditivePrior, expect_elsewhere
 from search.baselines import fixed_allocations
 from search.config import load_config
-from search.exact import lowest_sums
-from search.strategies.additive import column_scores
+from search.exact import column_scores, lowest_sums
 from space import SearchSpace, genes_of
 from tests.benchmarks.record import arguments, finish, restore
 from tests.space.layouts import SMOLLM2_135M

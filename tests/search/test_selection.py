@@ -8,6 +8,7 @@ from predictor import AdditivePrior
 from search import selection
 from search.baselines import fixed_allocations
 from search.config import SearchConfig
+from search.exact import column_scores, lowest_sums
 from search.proposals import mutate, nearest, prior_architectures
 from space import Architecture, Budget, build_space, sample
 from tests.search.pieces import SPACE, score
@@ -45,6 +46,9 @@ def test_the_first_pairs(prior):
     assert list(selection.first_pairs(SPACE, prior, {}, alone, seed=4)) == ["random"]
     # Guided pairs are where a search would go: far better by the prior than random ones.
     assert np.median(score(SPACE.encode(first["guided"]))) < np.median(score(SPACE.encode(first["random"])))
+    # The best by additive scores, which nothing searched by them can be better than, is among them.
+    [exact] = SPACE.decode(next(lowest_sums(SPACE, column_scores(SPACE, prior))))
+    assert exact in first["guided"]
 
 
 def test_the_baselines_are_among_the_first_pairs(prior):

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 
 from search.config import load_config
-from search.exact import lowest_sums
+from search.exact import column_scores, lowest_sums
 from search.folder import RunFolder
 from search.job import Run
 from search.objective import additive_prior
 from search.progress import Reporter
 from search.strategies import STRATEGIES
-from search.strategies.additive import column_scores
 from space import genes_of, sample
 from tests.evaluator.pieces import make_evaluator
 
