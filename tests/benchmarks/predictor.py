@@ -4,7 +4,8 @@
 
 Pools of `tests.benchmarks.pool`, measured once: SmolLM2-135M, every sub-block alone, 100 architectures to train on,
 slopes at the best of them, and 120 held out, half at random and half near the additive prior's optimum. Fitted three
-times, with three seeds; figures are means of the three.
+times, with three seeds; figures are means of the three. What an earlier call judged stays in the result, each space with
+the seed of its pool and its commit.
 
 | figure | meaning |
 | --- | --- |
@@ -23,6 +24,7 @@ times, with three seeds; figures are means of the three.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,10 +35,11 @@ from threadpoolctl import threadpool_limits
 
 from evaluator import Pair
 from predictor import AccuracyPredictor
+from search.environment import commit
 from search.objective import Elsewhere, expansion_of, stream_of
 from space import genes_of, sample
 from tests.benchmarks.pool import SEARCH, SPACES, Pool, measure_pool
-from tests.benchmarks.record import finish
+from tests.benchmarks.record import RESULTS, finish
 from tests.predictor.synthetic import SINGLES, draw, measure
 from tests.space.layouts import SMOLLM2_135M
 
@@ -52,17 +55,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--space", action="append", choices=list(SPACES), help="which; all without")
     options = parser.parse_args()
-    figures: dict[str, Any] = {}
-    details: dict[str, Any] = {"seed": options.seed, "fits": SEEDS}
+    figures, details = ({}, {}) if options.quick else judged_before()
     for name in options.space or SPACES:
         pool = measure_pool(name, options.seed, options.quick)
         judged = [judge(pool, seed) for seed in range(SEEDS)]
-        figures[name] = mean_of(judged)
-        figures[name] |= speed(pool)
+        figures[name] = {"seed": options.seed, "commit": commit(), **mean_of(judged), **speed(pool)}
         details[name] = judged
         print(f"{name}: {figures[name]}", flush=True)
     figures["fit_seconds"] = {str(count): fit_seconds(count) for count in (FITTED[:1] if options.quick else FITTED)}
-    finish("predictor", figures, details, options.quick)
+    finish("predictor", figures, {"fits": SEEDS, **details}, options.quick)
+
+
+def judged_before() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the figures and the single fits of the spaces that earlier calls judged."""
+    file = RESULTS / "predictor.json"
+    kept = json.loads(file.read_text()) if file.exists() else {"figures": {}}
+    names = [name for name in SPACES if name in kept["figures"]]
+    return {name: kept["figures"][name] for name in names}, {name: kept[name] for name in names}
 
 
 def judge(pool: Pool, seed: int) -> dict[str, Any]:
