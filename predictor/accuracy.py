@@ -8,24 +8,22 @@ from typing import Self
 import numpy as np
 from scipy.stats import norm
 
+from predictor import fitting
 from predictor import folder as files
 from predictor.boosting import XGBoost
 from predictor.dataset import FloatArray, Pairs, blocks_alone, changed, checked_genes, singles
-from predictor.expansion import Expansion, surroundings
+from predictor.expansion import Expansion
 from predictor.features import aggregate_names, feature_names
 from predictor.gaussian import GaussianProcess
-from predictor.given import by_fingerprint, check_expansions, few_damages, one_protocol, seen
+from predictor.given import few_damages, one_protocol, seen
 from predictor.intervals import Intervals, Prediction, interval_around
 from predictor.prior import AdditivePrior
-from predictor.quality import COVERAGE, CurvePoint, HeldOut, Quality, cross_validate, learning_curve
+from predictor.quality import COVERAGE, CurvePoint, Quality, learning_curve
 from predictor.regressors import REGRESSORS, Regressor
 from predictor.stream import ResidualStream
 from predictor.targets import Target
 from predictor.threads import one_thread
 from space import Architecture, Layout, PredictorError
-
-_CLOSE = 0.25  # of the pairs, by which slopes are judged,
-_JUDGE = ("gaussian_process",)  # and what judges them
 
 
 @dataclass(frozen=True)
@@ -106,95 +104,25 @@ class AccuracyPredictor:
 
         Source: arXiv 2309.09507 for trees on pairs, arXiv 2411.19146 for the additive prior.
         """
+        target, protocol = target or Target(), one_protocol(protocol)
         with one_thread():
-            return cls._fit(
-                layout,
-                architectures,
-                values,
-                target or Target(),
-                one_protocol(protocol),
-                few_tokens,
-                tuple(expansions),
-                stream,
-                prior,
-                seed,
-                regressors,
+            found = fitting.fit(
+                layout, architectures, values, target, few_tokens, tuple(expansions), stream, prior, seed, regressors
             )
-
-    @classmethod
-    def _fit(
-        cls,
-        layout: Layout,
-        architectures: Sequence[Architecture],
-        values: Sequence[float],
-        target: Target,
-        protocol: str,
-        few_tokens: Sequence[float] | None,
-        expansions: tuple[Expansion, ...],
-        stream: ResidualStream | None,
-        prior: AdditivePrior | None,
-        seed: int,
-        regressors: Sequence[str],
-    ) -> Self:
-        check_expansions(expansions, layout, target)
-        if prior is not None and prior.layout != layout:
-            raise PredictorError(
-                "An additive prior must be of the model that a predictor is fitted for, but is of another; measure its "
-                "sub-blocks alone."
-            )
-        if stream is not None:
-            stream.check(layout)
-        pairs = Pairs.check(layout, architectures, values)
-        target.check(pairs.values.tolist(), pairs.fingerprints)
-        few = by_fingerprint(architectures, few_tokens)
-        alone = singles(layout, pairs.genes) | blocks_alone(layout, pairs.genes)
-        others = pairs.where(~alone)
-        others.check_trainable()
-        damages = target.damage(pairs.values)
-        if prior is None and alone.any():
-            prior = AdditivePrior.from_genes(layout, pairs.genes, damages)
-        elif prior is None:
-            prior = AdditivePrior.assumed(layout, pairs.genes, damages)
-        own = None if few is None else few_damages(target, [few[name] for name in others.fingerprints])
-        y = target.learned(damages[~alone])
-        # Where slopes were taken, the measurement itself is among the features.
-        known = {expansion.architecture.fingerprint for expansion in expansions}
-        judged = np.array([name not in known for name in others.fingerprints])
-        additive = prior.terms(others.genes).sum(axis=1)
-
-        def tried(slopes: tuple[Expansion, ...], names: Sequence[str]) -> tuple[HeldOut, FloatArray]:
-            x = seen(prior, slopes, target, others.genes, own, stream)
-            aggregates = len(aggregate_names(own is not None, bool(slopes), stream is not None))
-            return cross_validate(x, y, aggregates, seed, names, additive, judged), x
-
-        if expansions:
-            # Where much is taken away, as at 60 % zeros, a first-order change says little of a whole step.
-            distance = surroundings(expansions, prior, others.genes, prior.terms(others.genes))[:, 1]
-            close = judged & (distance <= np.quantile(distance[judged], _CLOSE))
-            with_slopes, without = (tried(slopes, _JUDGE)[0].error(close) for slopes in (expansions, ()))
-            expansions = expansions if with_slopes <= without else ()
-        found, x = tried(expansions, regressors)
-        aggregates = len(aggregate_names(own is not None, bool(expansions), stream is not None))
-        regressor = REGRESSORS[found.quality.regressor].fit(x, y, aggregates, seed)
-        process = regressor if isinstance(regressor, GaussianProcess) else GaussianProcess.fit(x, y, aggregates, seed)
-        predicted = y - found.residuals
-        told = interval_around(target, predicted, found.intervals.factor(predicted) * found.spreads)
-        rows = zip(told.value.tolist(), told.lower.tolist(), told.upper.tolist(), strict=True)
-        held_out = {name: row for name, row in zip(others.fingerprints, rows, strict=True) if name not in known}
         return cls(
             layout,
-            prior,
-            regressor,
-            process,
+            found.prior,
+            found.regressor,
+            found.process,
             found.quality,
             found.intervals,
             target,
             protocol,
             seed,
-            few is not None,
-            expansions,
+            few_tokens is not None,
+            found.expansions,
             stream,
-            held_out,
+            found.held_out,
         )
 
     def predict(self, architectures: Iterable[Architecture], few_tokens: Sequence[float] | None = None) -> Prediction:

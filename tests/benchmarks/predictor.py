@@ -4,8 +4,8 @@
 
 Pools of `tests.benchmarks.pool`, measured once: SmolLM2-135M, every sub-block alone, 100 architectures to train on,
 slopes at the best of them, and 120 held out, half at random and half near the additive prior's optimum. Fitted three
-times, with three seeds; figures are means of the three. What an earlier call judged stays in the result, each space with
-the seed of its pool and its commit.
+times, with three seeds; figures are means of the three. What an earlier call judged stays in the result, each space
+with the seed of its pool and its commit.
 
 | figure | meaning |
 | --- | --- |
