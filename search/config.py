@@ -1,205 +1,30 @@
-"""Settings of a run: one YAML file, each default written once with its reason, the resolved ones saved."""
+"""Settings of a run: one YAML file, the resolved ones saved."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError
 
 from search.ladder import Ladder
-from search.rules import Rule
+from search.settings import CriterionConfig, DTypeName, LatencyConfig, SearchConfig, Settings, SpaceConfig, TextConfig
 from space import (
     LATENCY,
-    METRICS,
     Budget,
-    BudgetError,
-    Criterion,
     LatencyTable,
     Layout,
-    Phase,
     SearchSpace,
     SettingError,
-    Update,
-    Weights,
-    Widths,
     build_space,
 )
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TextConfig(_Settings):
-    """Text for calibrating, searching, validating and reporting; always disjoint."""
-
-    # Text that the model writes itself needs no data, and is close to what the model was trained on.
-    source: str = "self"
-    # Another text for the report, e.g. a benchmark's test set; None reports on a split of `source`.
-    report: str | None = None
-    sequence_length: int = Field(512, ge=16)  # tokens
-    # Sequences; 16,384 tokens settle Wanda's norms, but four times as many take another 3 to 5 % off the perplexity
-    # that the least-squares update leaves (SmolLM2-135M, on WikiText-2 and C4).
-    calibrate: int = Field(128, ge=1)
-    search: int = Field(8, ge=1)  # sequences; measured several hundred times, so few
-    validate_: int = Field(16, ge=1, alias="validate")  # sequences; the finalists are told apart on these
-    report_sequences: int = Field(32, ge=1)  # sequences
-    # How much the text that matters differs from this one, as a multiple of how much two sequences of this one do: the
-    # search trusts differences between layers the less. None takes 1 for self-generated text, 0 for given text.
-    shift: float | None = Field(None, ge=0)
-
-    @property
-    def assumed_shift(self) -> float:
-        """The shift, resolved."""
-        return self.shift if self.shift is not None else float(self.source == "self")
-
-
-class SpaceConfig(_Settings):
-    """Which architectures are allowed."""
-
-    # None: widths, unless a budget on nonzero_parameters asks for sparsity and none on latency for widths as well.
-    widths: bool | None = None
-    sparsities: tuple[float, ...] | None = None
-    width_step: int | None = Field(None, ge=1)  # channels; None takes 128, less for narrow models
-    removal: bool = True  # whether attention and MLP sub-blocks may be removed whole
-    whole_blocks: bool = False  # whether a layer is removed whole or stays whole, and nothing else is searched
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if self.whole_blocks and (self.widths or self.sparsities or self.width_step or not self.removal):
-            raise ValueError("whole_blocks searches nothing else; leave the other settings of space out")
-        return self
-
-
-class CriterionConfig(_Settings):
-    """What to prune by; `evaluator.pruning.criteria` says what the names mean."""
-
-    # Near the best of what methods without gradients reach on SmolLM2-135M; benchmark `criteria` compares them.
-    widths: Widths = "wanda"
-    weights: Weights = "wanda"
-    # Costs nothing in size, and takes 8 % of the perplexity off a model at 80 % of its parameters.
-    update: Update = "least_squares"
-    # N:M, to make sub-blocks sparse by that pattern and no other way: what sparse matrix units can skip.
-    pattern: str | None = None
-
-    @field_validator("pattern", mode="before")
-    @classmethod
-    def _from_sexagesimal(cls, value: object) -> object:
-        # YAML 1.1 reads an unquoted 2:4 as the minutes and seconds of 124.
-        return f"{value // 60}:{value % 60}" if isinstance(value, int) else value
-
-    @property
-    def criterion(self) -> Criterion:
-        """The criterion."""
-        return Criterion(self.widths, self.weights, self.update, self.pattern)
-
-
-class LatencyConfig(_Settings):
-    """What is timed where a budget is on latency."""
-
-    phase: Phase = "prefill"  # of `sequence_length` tokens at once; decode: one more token behind so many
-    batch: int = Field(1, ge=1)  # sequences
-    sequence_length: int = Field(512, ge=1)  # tokens of each
-    # Visits of each model that is timed. More make up for a machine that does other things as well.
-    repeats: int = Field(5, ge=1)
-
-    @property
-    def conditions(self) -> tuple[Phase, int, int]:
-        """Phase, batch and sequence length."""
-        return self.phase, self.batch, self.sequence_length
-
-
-DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-StrategyName = Literal["predictor", "random", "evolution", "additive", "tpe", "nsga2"]
-
-
-class SearchConfig(_Settings):
-    """How much is measured and searched. More of everything is better and slower."""
-
-    strategy: StrategyName = "predictor"  # the others are what it is compared with, see `search.strategies`
-    # Tokens through the decoder that the strategy may spend, a backward pass counting two forward; None lets the
-    # predictor end by its rounds, and gives the others what the predictor's plan would take.
-    tokens: int | None = Field(None, ge=1)
-    # Sequences at the beginning of the search text on which sub-blocks are measured alone; None takes the whole text.
-    prior_sequences: int | None = Field(None, ge=1)
-    random_pairs: int = Field(16, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
-    profile_pairs: int = Field(24, ge=0)  # smooth over depth: what single changes cannot show
-    guided_pairs: int = Field(24, ge=0)  # near the additive prior's optimum: where the search will go
-    # Fit, plan, measure the best, at most so often: a search ends by itself when a round promises too little. On
-    # SmolLM2-135M the seventh was the last that gained.
-    rounds: int = Field(8, ge=1)
-    picks: int = Field(5, ge=1)  # architectures measured per round on the predictor's word
-    averages: int = Field(5, ge=0)  # and averages of the best measured, which hold better on other text
-    generations: int = Field(48, ge=1)  # bred for a round's plan, of `candidates` each
-    candidates: int = Field(1024, ge=16)  # architectures the predictor screens at once
-    finalists: int = Field(12, ge=1)  # half of them averages; the best on the validation text wins
-    refine: bool = True  # whether the predictor cuts away, before each round, what cannot be in a good model
-    slopes: bool = True  # whether a backward pass at the best, which costs three measurements, tells where to go on
-    gate: float = Field(0.4, ge=-1, le=1)  # held-out Kendall tau below which more pairs are measured first
-    # Costs to trade the loss against, metrics as in budgets: the search then seeks the Pareto set. Of four objectives
-    # nearly all that is measured is in the set already, so no more costs than three.
-    against: tuple[str, ...] = Field((), max_length=3)
-    # Share of the dense model's cost in each of them down to which the set reaches. None takes the middle between the
-    # smallest architecture and the dense one: with half of what can go gone, little is left to choose from.
-    down_to: float | None = Field(None, gt=0, lt=1)
-    winner: str = "lowest_kl"  # who of the set wins: lowest_kl, knee or cheapest=SHARE, see `search.rules`
-
-    @field_validator("against", mode="before")
-    @classmethod
-    def _one_or_more(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("against")
-    @classmethod
-    def _known_costs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for metric in value:
-            try:
-                Budget.parse(f"{metric}=1")
-            except BudgetError:
-                raise ValueError(
-                    f"{metric} is no metric of a budget; the metrics are {', '.join((*METRICS, LATENCY))}"
-                ) from None
-        if len(set(value)) < len(value):
-            raise ValueError("a metric counts once; leave the other out")
-        return value
-
-    @model_validator(mode="after")
-    def _rule_and_costs(self) -> Self:
-        if self.against:
-            if self.strategy == "evolution":
-                raise ValueError(
-                    "evolution improves one architecture under one budget; with against, search by predictor, "
-                    "additive, random, tpe or nsga2"
-                )
-        elif self.winner != "lowest_kl" or self.down_to is not None:
-            raise ValueError("winner and down_to need costs to weigh the loss against; give search.against")
-        return self
-
-    @property
-    def rule(self) -> Rule:
-        """The rule by which one architecture wins, parsed."""
-        return Rule.parse(self.winner)
-
-    @model_validator(mode="after")
-    def _enough_pairs(self) -> Self:
-        if not self.model_fields_set & {"random_pairs", "profile_pairs", "guided_pairs"}:
-            return self  # the defaults are enough, and the libraries of a predictor take seconds to load
-        from predictor import FEWEST_PAIRS
-
-        if self.random_pairs + self.profile_pairs + self.guided_pairs < FEWEST_PAIRS:
-            raise ValueError(
-                f"random_pairs, profile_pairs and guided_pairs must add up to {FEWEST_PAIRS} or more to fit a predictor"
-            )
-        return self
-
 
 # Sparsity levels when a budget on nonzero_parameters asks for sparsity: steps of 10 % around the usual 50 to 70 %.
 _DEFAULT_SPARSITIES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
-class RunConfig(_Settings):
+class RunConfig(Settings):
     """Everything that determines a run's result."""
 
     model: str  # a built-in name, a folder, a .gguf file or a Hugging Face id

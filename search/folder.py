@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import yaml
 from filelock import FileLock, Timeout
 
-from search.config import DTypeName, RunConfig, parse_config
+from search.config import RunConfig, parse_config
+from search.settings import DTypeName
 from space import (
     BudgetError,
     LatencyTable,

@@ -8,9 +8,9 @@ import numpy as np
 from evaluator import Pair, difference
 from predictor import AdditivePrior, ResidualStream
 from search.baselines import SMOOTH
-from search.config import SearchConfig
 from search.exact import column_scores, lowest_sums
 from search.proposals import TOWARDS_ANCHOR, Score, averages, evolve, mutate, nearest, profiles, rounded
+from search.settings import SearchConfig
 from space import Architecture, Indices, SearchSpace, land, sample
 
 _GUIDED_SWAPS = 16

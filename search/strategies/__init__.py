@@ -16,9 +16,9 @@ on when the tokens are used up is finished. The same seed measures the same.
 from collections.abc import Callable
 from typing import get_args
 
-from search.config import StrategyName
 from search.job import Run
 from search.proposals import prior_architectures
+from search.settings import StrategyName
 from search.strategies.additive import additive
 from search.strategies.evolution import evolution
 from search.strategies.native import nsga2, tpe

@@ -19,12 +19,12 @@ from evaluator import Pair, difference
 from predictor import FEWEST_PAIRS, AccuracyPredictor, Refinement, refine
 from search import selection
 from search.baselines import fixed_allocations
-from search.config import SearchConfig
 from search.job import Run
 from search.objective import Elsewhere, predictor_score, stream_of
 from search.pareto_set import ParetoSet
 from search.proposals import evolve, prior_architectures, rounding_architectures
 from search.sampler import ArchitectureSampler, Knowledge
+from search.settings import SearchConfig
 from search.study import ArchitectureStudy
 from space import Architecture, BudgetError, PredictorError, SearchSpace, SettingError
 

@@ -120,8 +120,9 @@ def put(rows: Rows, space: str, strategy: str, seed: int, row: Mapping[str, Any]
 def prepare(name: str, seed: int, quick: bool) -> Bench:
     """Open the model, its texts and the store of a space and seed."""
     model = str(DATA / "models" / "stories260K") if quick else "smollm2-135m"
-    # Rounds without end: the tokens end the search.
-    config = load_config(None, {"model": model, "seed": seed, "search.rounds": 1000, **SPACES[name]})
+    # Rounds without end: the tokens end the search. The shift is a run's where texts are given, not self-generated.
+    own = {"search.rounds": 1000, "text.shift": 0.0, **SPACES[name]}
+    config = load_config(None, {"model": model, "seed": seed, **own})
     files = RunFolder(folder_of(name, seed, quick))
     stored = RunFolder(folder_of(STORES.get(name, name), seed, quick))
     for each in (files, stored):

@@ -7,9 +7,9 @@ from evaluator import Measurement, Pair
 from predictor import AdditivePrior
 from search import selection
 from search.baselines import fixed_allocations
-from search.config import SearchConfig
 from search.exact import column_scores, lowest_sums
 from search.proposals import mutate, nearest, prior_architectures
+from search.settings import SearchConfig
 from space import Architecture, Budget, build_space, sample
 from tests.search.pieces import SPACE, score
 from tests.space.layouts import SMOLLM2_135M
