@@ -9,7 +9,7 @@ run: install
 	$(BIN)/secateur run --model smollm2-135m --budget parameters=0.8
 
 test: install
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from predictor import AdditivePrior
 from space import GENES, Architecture, Indices, SearchSpace, genes_of
 
 _GAP = 1e-4  # of the optimum that may be left: what is measured errs by a hundred times that
+_MISSED = 1.5e-6  # a little more than the share of a budget that the solver may miss it by
 _SECONDS = 20.0  # for one solution; the best found until then is taken
 
 
@@ -30,7 +31,7 @@ def lowest_sums(space: SearchSpace, scores: Sequence[NDArray[np.float64]], apart
     """
     program = _Program(space, scores)
     while (row := program.solve()) is not None:
-        # The solver lets a budget be missed by a millionth.
+        # Where rounding has its way all the same.
         if fits := bool(space.within(row[None])[0]):
             yield row[None]
         program.keep_away(row, apart if fits else 1)
@@ -63,8 +64,11 @@ class _Program:
         costs = np.concatenate([space.column_costs(column) for column in range(space.columns)]).T
         if len(costs):
             room = space.limits - space.fixed_budget_costs
-            scale = np.maximum(np.abs(room), 1.0)[:, None]  # parameters go into the hundred millions
-            self._constraints.append(LinearConstraint(costs / scale, -np.inf, room / scale[:, 0]))
+            scale = np.maximum(np.abs(room), 1.0)  # parameters go into the hundred millions
+            # Costs are whole numbers, so half of one more changes nothing, and keeps rounding from excluding the limit
+            # itself; what the solver lets a budget be missed by it must not have.
+            most = (np.floor(room) + 0.5) / scale - _MISSED
+            self._constraints.append(LinearConstraint(costs / scale[:, None], -np.inf, most))
         if space.whole_blocks:
             self._constraints.append(self._tied(space))
 

@@ -198,7 +198,8 @@ class Budget:
 
     def limit_from(self, dense: float) -> float:
         """Return the absolute limit, given what the dense model costs in this metric."""
-        return self.amount * dense if self.amount <= 1 else self.amount
+        # Costs are whole numbers, and a share of one may come out a hair below another: 0.7 of 23,040 is not 16,128.
+        return float(math.floor(self.amount * dense * (1 + _ROUNDING))) if self.amount <= 1 else self.amount
 
     @property
     def _known_table(self) -> LatencyTable:
@@ -212,6 +213,7 @@ class Budget:
         return f"{self.metric}={self.amount:g}"
 
 
+_ROUNDING = 1e-12  # relative, of products
 _REFUSALS = (
     "A budget's amount must be a positive number, a percentage up to 100 or a number with K, M, G or T, but is {!r}; "
     "write for example parameters=0.8 (a fraction) or parameters=85M.",

@@ -32,6 +32,20 @@ def total(scores, rows):
     return sum(own[rows[:, column]] for column, own in enumerate(scores))
 
 
+@pytest.mark.parametrize("metric", ["parameters", "kv_cache_bytes_per_token"])
+@pytest.mark.parametrize("amount", [0.7, 0.5])
+def test_the_best_of_all_may_take_all_of_the_budget(metric, amount):
+    """Where each step costs and helps alike, the optimum is the limit itself, and there are many."""
+    space = build_space(SMOLLM2_135M, [Budget(metric, amount)])
+    costs = [space.column_costs(column)[:, 0] for column in range(space.columns)]
+    scores = [-own / space.limits[0] for own in costs]
+    found = best_sums(space, scores, count=3)
+    assert len(found) == 3
+    assert space.within(found).all()
+    highest = space.limits[0] - space.fixed_budget_costs[0]
+    assert sum(costs[column][found[0, column]] for column in range(space.columns)) == pytest.approx(highest, rel=2e-4)
+
+
 @pytest.mark.parametrize(("space", "seed"), [(SMALL, 0), (SMALL, 1), (SMALL, 2), (TIMED, 0), (TIMED, 1)])
 def test_no_architecture_within_the_budgets_is_better(space, seed):
     scores = drawn(space, seed)

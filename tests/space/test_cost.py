@@ -112,6 +112,14 @@ def test_budget_limits():
     assert Budget("parameters", 5000.0).limit(dense) == 5000
 
 
+@pytest.mark.parametrize(
+    ("share", "whole"), [(0.7, 16_128), (0.1, 2_304), (0.3, 6_912), (1.0, 23_040), (0.99999, 23_039)]
+)
+def test_what_is_just_the_share_is_within_it(share, whole):
+    """In floating point 0.7 of 23,040 is below 16,128."""
+    assert Budget("kv_cache_bytes_per_token", share).limit_from(23_040) == whole
+
+
 @pytest.mark.parametrize("text", ["", "size=0.8", "0.8", "Parameters=0.8"])
 def test_bad_metric(text):
     with pytest.raises(BudgetError, match=f"metric of {', '.join(BUDGET_METRICS)}, but is '{text}'; write for example"):
