@@ -206,9 +206,8 @@ class TestFolder:
         folder = RunFolder(tmp_path / "run")
         folder.prepare(self.CONFIG)
         folder.keep_layout("pico", "aaaa", SMOLLM2_135M, "float32")
-        folder.keep_layout(
-            "moved/pico", "aaaa", SMOLLM2_135M, "float32"
-        )  # the same weights elsewhere are the same model
+        # The same weights elsewhere are the same model.
+        folder.keep_layout("moved/pico", "aaaa", SMOLLM2_135M, "float32")
         with pytest.raises(RunFolderError, match="was written by weights aaaa and 'pico' now has bbbb; choose another"):
             folder.keep_layout("pico", "bbbb", SMOLLM2_135M, "float32")
         assert folder.layout() == SMOLLM2_135M

@@ -185,7 +185,7 @@ def test_two_workers_on_one_study_measure_nothing_twice(tmp_path):
         worker.stdin.write("go\n")
         worker.stdin.flush()
     for worker in workers:
-        worker.communicate(timeout=600)
+        worker.communicate(timeout=120)
         assert worker.returncode == 0
     measured = [log.read_text().split() for log in logs]
     assert [len(own) for own in measured] == [8, 8]
