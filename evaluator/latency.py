@@ -72,6 +72,9 @@ def measure_latency(
         models: that the table is checked against, the dense one among them; at least 2.
         rng: where the randomness comes from.
         progress: told 1 after each visit, of `visits` in all.
+
+    Raises:
+        MeasurementError: no time passes between marks.
     """
     started, layout = time.perf_counter(), space.layout
     options = [0, *range(1, layout.kv_groups + 1)], [0, *timed_widths(space)]

@@ -32,6 +32,7 @@ def timed_model(config: RunConfig, files: RunFolder, dense: DenseModel, reporter
 
     Raises:
         SettingError: the model cannot be timed so.
+        MeasurementError: no time passes between two marks.
         RunFolderError: the table in the folder is damaged.
     """
     table = files.latency()

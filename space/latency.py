@@ -101,7 +101,7 @@ class LatencyTable:
         for timings in (self.attention, self.mlp):
             widths, values = zip(*timings, strict=True)
             rising = all(np.diff(widths) > 0) and all(np.diff(values) >= 0)
-            if len(timings) < 2 or timings[0] != (0, 0) or not rising:
+            if len(timings) < 2 or timings[0] != (0, 0) or not rising or values[-1] <= 0:
                 raise MeasurementError(
                     "Timings must rise with the width from (0, 0), a removed sub-block, on, but are "
                     f"{list(timings)}; time the sub-blocks again."

@@ -70,6 +70,7 @@ def test_a_whole_model_says_what_the_table_errs_by():
         {"attention": [[0, 0]]},
         {"attention": [[0, 5], [1, 6]]},
         {"mlp": [[0, 0], [8, 20], [16, 10]]},
+        {"mlp": [[0, 0], [8, 0]]},
         {"mlp": 3},
         {"conditions": {"phase": "prefill"}},
     ],
