@@ -19,7 +19,6 @@ of 99 % of the vocabulary. `python -m tests.benchmarks.divergence` gives the err
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,16 +76,17 @@ def make_reference(dense: DenseModel, tokens: Tensor, kernels: Kernels = EAGER) 
     vocabulary = dense.layout.vocabulary
     predicted = tokens.shape[0] * (tokens.shape[1] - 1)
     columns = TOP_K + TAIL_DRAWS if vocabulary > TOP_K else vocabulary
-    # All at the start: small results kept between large ones that go would leave holes that nothing fits into.
-    reference = Reference(
-        tokens,
-        ids=torch.empty(predicted, columns, dtype=torch.int32),
-        logprobs=torch.empty(predicted, columns),
-        rest=torch.empty(predicted),
-        best=torch.empty(predicted, dtype=torch.int64),
-    )
-    generator = torch.Generator().manual_seed(_DRAWS_SEED)
     head = Head(dense)
+    # All at the start: small results kept between large ones that go would leave holes that nothing fits into.
+    with head.device:
+        reference = Reference(
+            tokens,
+            ids=torch.empty(predicted, columns, dtype=torch.int32),
+            logprobs=torch.empty(predicted, columns),
+            rest=torch.empty(predicted),
+            best=torch.empty(predicted, dtype=torch.int64),
+        )
+    generator = torch.Generator().manual_seed(_DRAWS_SEED)
     first = 0
     for hidden, _ in _hidden(dense, tokens, kernels):
         for part in head(hidden).split(_REFERENCE_ROWS):
@@ -143,7 +143,7 @@ def score_tokens(
         rows = slice(first, first + len(targets))
         first += len(targets)
         kept, best, logprobs, rest = (
-            each[rows].to(hidden.device) for each in (reference.ids, reference.best, reference.logprobs, reference.rest)
+            each[rows] for each in (reference.ids, reference.best, reference.logprobs, reference.rest)
         )
         wanted = torch.cat([kept.long(), targets[:, None], best[:, None]], dim=1)
         if estimated:
@@ -191,12 +191,12 @@ def divergence(logprobs: Tensor, rest: Tensor, pruned: Tensor) -> Tensor:
 
 def _hidden(dense: DenseModel, tokens: Tensor, kernels: Kernels = EAGER) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (final hidden states (chunk, hidden), targets (chunk,)) over all predicted tokens, in order."""
-    projection: Any = dense.model.get_output_embeddings()
+    device = Head(dense).device
     with torch.inference_mode():
         for batch in iterate_batches(tokens, BATCH_TOKENS):
             batch = batch.to(dense.model.device)
             with running_by(kernels, dense.decoder):
                 hidden = dense.decoder(batch, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-            hidden = hidden.to(projection.weight.device)  # the last of several
-            targets = batch[:, 1:].flatten().to(hidden.device)
+            hidden = hidden.to(device)  # the last of several
+            targets = batch[:, 1:].flatten().to(device)
             yield from zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)

@@ -1,6 +1,7 @@
 """Calibrating: the statistics that a criterion needs, gathered once and kept on disk, one file a layer."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import overload
@@ -13,6 +14,7 @@ from torch import Tensor
 from evaluator.accuracy import BATCH_TOKENS
 from evaluator.checkpoint import DenseModel
 from evaluator.pruning.criteria import moments_for, needs_gradients
+from evaluator.pruning.levels import sweep
 from evaluator.pruning.statistics import (
     InputStatistics,
     LayerStatistics,
@@ -51,6 +53,7 @@ def calibrate(
     devices = [next(layer.parameters()).device for layer in dense.layers]
     files = StatisticsFolder(folder / "statistics", dense.layout.record, devices)
     if not files.complete(name, criterion):
+        sweep(folder / "statistics")
         for index, statistics in enumerate(_gather(dense, texts, criterion, progress)):
             files.write(index, statistics, name)
     return files, key
@@ -147,7 +150,7 @@ class StatisticsFolder(Sequence[LayerStatistics]):
     def _save(self, index: int, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
         file = self._file(index)
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(".partial")
+        beside = file.with_suffix(f".{os.getpid()}.partial")  # another process may be calibrating the same
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside, metadata)
         beside.replace(file)
 

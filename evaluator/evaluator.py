@@ -14,7 +14,7 @@ from evaluator.calibration import calibrate
 from evaluator.checkpoint import DenseModel
 from evaluator.kernels import KernelsName, choose_kernels, running_by
 from evaluator.measurement import DIVERGENCE, ESTIMATED_DIVERGENCE, Measurement, Protocol
-from evaluator.memory import LEVELS_SHARE, PREFIX_SHARE, allowance, give_back
+from evaluator.memory import PREFIX_SHARE, allowance, give_back, levels_allowance
 from evaluator.pruning import Levels, Surgeon, passed_over
 from evaluator.slopes import FORWARD_PASSES, Slopes
 from evaluator.slopes import slopes as slopes_of
@@ -72,7 +72,7 @@ class Evaluator:
         statistics, key = calibrate(dense, self.texts, self.criterion, self._folder, progress)
         give_back()
         folder = self._folder / f"levels-{key}" if self._folder else None
-        levels = Levels(folder, allowance(LEVELS_SHARE, dense.weights_bytes))
+        levels = Levels(folder, levels_allowance(dense.model.device, dense.weights_bytes))
         return Surgeon(dense.layers, dense.layout.pruned_by(self.criterion), statistics, self.criterion, levels)
 
     @contextlib.contextmanager

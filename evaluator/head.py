@@ -27,6 +27,12 @@ class Head:
         self._cap = getattr(dense.model.config, "final_logit_softcapping", None)  # Gemma's
         self._buffer = torch.empty(0)
 
+    @property
+    def device(self) -> torch.device:
+        """Where logits are computed."""
+        device: torch.device = self._module.weight.device
+        return device
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return logits (tokens, vocabulary) of hidden states (tokens, hidden), good until the next call."""
         module = self._module

@@ -7,14 +7,25 @@ into a fraction more: prepared levels and the dense model's activations between 
 import ctypes
 import sys
 
+import torch
+
 LEVELS_SHARE = 0.3  # of the dense weights' bytes, for prepared weights
 PREFIX_SHARE = 0.2  # and for activations of the search text
 LEAST_BYTES = 2**25  # for each, however small the model
+_DEVICE_SHARE = 0.2  # of a GPU's free memory, for prepared weights: there is no cache of the disk behind them
 
 
 def allowance(share: float, weights_bytes: int) -> int:
     """Return bytes that may be used for a purpose: a share of the dense weights', and never too few to be of use."""
     return max(LEAST_BYTES, int(share * weights_bytes))
+
+
+def levels_allowance(device: torch.device, weights_bytes: int) -> int:
+    """Return bytes that prepared weights may take where the model is."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(LEAST_BYTES, int(_DEVICE_SHARE * free))
+    return allowance(LEVELS_SHARE, weights_bytes)
 
 
 def give_back() -> None:

@@ -210,9 +210,7 @@ def _gradients(
         rows = slice(number * predicted, (number + 1) * predicted)
         with torch.enable_grad():
             logits = dense.model(tokens[None].to(dense.model.device), use_cache=False).logits[0, :-1].float()
-            ids, logprobs, rest = (
-                each[rows].to(logits.device) for each in (reference.ids, reference.logprobs, reference.rest)
-            )
+            ids, logprobs, rest = (each[rows] for each in (reference.ids, reference.logprobs, reference.rest))
             pruned = logits.gather(1, ids.long()) - logits.logsumexp(dim=-1, keepdim=True)
             loss = divergence(logprobs, rest, pruned).sum() / reference.predicted
             found = torch.autograd.grad(loss, list(parameters.values()))

@@ -230,7 +230,9 @@ class Surgeon:
             return level
 
         count = len(dense.weight) if rows is None else len(rows)
-        return self._levels.get(f"{index}:{path}:{count}:{sparsity}", make) if sparsity > 0 else make()
+        if sparsity == 0:
+            return make()
+        return self._levels.get(f"{index}:{path}:{count}:{sparsity}", make, dense.weight.device)
 
     def _sliced(self, index: int, path: str, rows: Tensor) -> Tensor:
         """Return some rows of a dense weight, where the last ones of this projection were.
@@ -264,7 +266,8 @@ class Surgeon:
 
         if not prepared:
             return make()
-        return self._levels.get(f"{index}:{path}:{structures if kept is None else len(kept)}:{sparsity}", make)
+        count = structures if kept is None else len(kept)
+        return self._levels.get(f"{index}:{path}:{count}:{sparsity}", make, dense.weight.device)
 
     def _thin(self, path: str, weight: Tensor, inputs: InputStatistics, sparsity: float) -> Tensor:
         family = self.family

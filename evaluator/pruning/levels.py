@@ -5,6 +5,7 @@ folder, up to a limit, and mapped from there: they take memory only while instal
 the disk keeps the rest as it can. Others are kept in memory up to another limit; the least recently used leave first.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ MEMORY_BYTES = 2**29
 DISK_BYTES = 2**32
 # Mapping a level takes a tenth of a millisecond, writing it some: only what takes far longer to make is worth the disk.
 SLOW_SECONDS = 0.02
+_CPU = torch.device("cpu")
 _ABANDONED_SECONDS = 600.0  # after which nobody is still writing a file
 
 _DTYPES = {
@@ -51,32 +53,37 @@ class Levels:
         self._limits = memory_bytes, disk_bytes
         self._levels: OrderedDict[str, Level] = OrderedDict()
         self._memory = 0
-        for left in folder.glob("*.partial") if folder else ():
-            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
-                left.unlink(missing_ok=True)  # of a process that was killed
+        if folder:
+            sweep(folder)
         self._disk = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
 
-    def get(self, key: str, make: Callable[[], Level]) -> Level:
+    def get(self, key: str, make: Callable[[], Level], device: torch.device = _CPU) -> Level:
         """Return a level, made the first time.
 
         Args:
             key: says all that it depends on.
             make: computes it.
+            device: where the model is. Where that is not the processor, a level from the folder is kept too: it would
+                have to be copied there each time.
         """
         if key in self._levels:
             self._levels.move_to_end(key)
             return self._levels[key]
         level = self._read(key)
-        if level is not None:
-            return level
-        started = time.perf_counter()
-        level = make()
-        if time.perf_counter() - started > SLOW_SECONDS:
-            written = self._write(key, level)
-            give_back()  # what its making took, which is many times what it is
-            if written and (mapped := self._read(key)) is not None:
-                return mapped
-        self._keep(key, level)
+        if level is None:
+            started = time.perf_counter()
+            level = make()
+            written = time.perf_counter() - started > SLOW_SECONDS and self._write(key, level)
+            if written:
+                give_back()  # what its making took, which is many times what it is
+            mapped = self._read(key) if written and device.type == _CPU.type else None
+            if mapped is None:
+                self._keep(key, level)
+                return level
+            level = mapped
+        if device.type != _CPU.type:
+            level = {name: tensor.to(device) for name, tensor in level.items()}
+            self._keep(key, level)
         return level
 
     def _keep(self, key: str, level: Level) -> None:
@@ -116,6 +123,14 @@ class Levels:
         beside.replace(file)
         self._disk += size
         return True
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed left half written in a folder."""
+    for left in folder.glob("*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # its process has just finished it
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink()
 
 
 def _mapped(file: Path) -> Level:

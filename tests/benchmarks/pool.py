@@ -12,8 +12,10 @@ and, packed, beside the results; what was measured is not measured again.
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from search.proposals import Score, evolve, mutate, prior_architectures, profile
 from search.selection import prior_score, unique
 from space import Architecture, Choice, Indices, Layout, SearchSpace, sample
 from tests.benchmarks.record import DATA, ROOT, keep, restore
+from tests.space.layouts import SMOLLM2_135M
 
 TRAIN = {"random": 15, "profile": 15, "near": 70}
 HELD_OUT = {"random": 60, "near": 60}
@@ -36,6 +39,7 @@ CALIBRATE, SEARCH, REPORT = 128, 8, 32  # sequences
 FEW = 128  # predicted tokens of the cheapest measurement
 REMOVED = 8  # blocks, in the space of depth
 _MOST_SWAPS = 12  # by which architectures near the optimum differ from it
+T = TypeVar("T")
 _STREAMS = {"train": 1, "held_out": 2}
 
 
@@ -87,58 +91,123 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small model and few pairs, in a minute or two")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--space", action="append", choices=list(SPACES), help="which; all without")
+    parser.add_argument("--device", default="cpu", help="where the model is, e.g. cuda")
     options = parser.parse_args()
     for name in options.space or SPACES:
-        pool = measure_pool(name, options.seed, options.quick)
+        pool = measure_pool(name, options.seed, options.quick, options.device)
         print(f"{name}: {len(pool.prior)} alone, {len(pool.train)} to train on, {len(pool.held_out)} held out")
 
 
-def measure_pool(name: str, seed: int, quick: bool = False) -> Pool:
-    """Return a pool, measuring what is not there yet.
+def measure_pool(name: str, seed: int, quick: bool = False, device: str = "cpu") -> Pool:
+    """Return a pool as it was kept, or measure what is not there yet.
 
     Args:
         name: of `SPACES`.
         seed: of texts and draws.
         quick: takes stories260K and a tenth of the pairs.
+        device: where the model is.
     """
     own = SPACES[name]
-    model = str(DATA / "models" / "stories260K") if quick else "smollm2-135m"
-    config = own.config(model)
-    dense = open_model(model)
     folder = ROOT / "runs" / "benchmark-pool" / f"{own.store}-{seed}{'-quick' if quick else ''}"
     folder.mkdir(parents=True, exist_ok=True)
-    space = config.search_space(dense.layout)
-    reporter = Reporter()
     file = folder / "pairs.db"
     restore(file, "pool", quick)
     store = PairStore(file)
-    with reporter.stage("Calibrating", dense.layout.layers, "layers") as advance:
-        judge = Evaluator(
-            dense, _texts(dense, seed), store, criterion=config.criterion.criterion, folder=folder, progress=advance
-        )
+    try:
+        if not quick and (kept := _kept(name, seed, store)) is not None:
+            return kept
+        dense = open_model(str(DATA / "models" / "stories260K") if quick else "smollm2-135m", device=device)
+        config = own.config(dense.name)
+        with Reporter().stage("Calibrating", dense.layout.layers, "layers") as advance:
+            judge = Evaluator(
+                dense, _texts(dense, seed), store, criterion=config.criterion.criterion, folder=folder, progress=advance
+            )
+        pool = _assemble(name, seed, config.search_space(dense.layout), _Measuring(name, judge), 10 if quick else 1)
+    finally:
+        store.close()
+    keep(file, "pool", quick)
+    return pool
 
-    def measure(title: str, asked: list[Architecture], origin: str, split: str = "search") -> list[Pair]:
-        with reporter.stage(f"{name}: {title}", len(asked), "architectures") as advance:
-            found = judge.measure(asked, split, origin, advance)
+
+class _Source(Protocol):
+    """Where a pool's numbers come from."""
+
+    def measure(self, title: str, asked: list[Architecture], origin: str, split: str = "search") -> list[Pair]: ...
+    def slopes(self, architecture: Architecture, choices: Sequence[Sequence[Choice]]) -> Slopes: ...
+    def stream(self) -> Stream: ...
+
+
+class _Measuring:
+    """A model that measures what its store does not know."""
+
+    def __init__(self, name: str, judge: Evaluator) -> None:
+        self._name, self._judge, self._reporter = name, judge, Reporter()
+
+    def measure(self, title: str, asked: list[Architecture], origin: str, split: str = "search") -> list[Pair]:
+        with self._reporter.stage(f"{self._name}: {title}", len(asked), "architectures") as advance:
+            found = self._judge.measure(asked, split, origin, advance)
         return [Pair(a, m, origin) for a, m in zip(asked, found, strict=True)]
 
-    singles = _blocks_alone(dense.layout) if own.depth else prior_architectures(space, levels=None)
-    if dense.dtype != "float32" and not own.depth:
+    def slopes(self, architecture: Architecture, choices: Sequence[Sequence[Choice]]) -> Slopes:
+        with self._reporter.stage(f"{self._name}: slopes", SEARCH, "sequences") as advance:
+            return self._judge.slopes(architecture, choices, advance)
+
+    def stream(self) -> Stream:
+        return self._judge.stream()
+
+
+class _NotMeasuredError(Exception):
+    """A store does not know all of a pool."""
+
+
+class _Remembering:
+    """A store alone, whichever machine measured; of several protocols of a split that of the most pairs."""
+
+    def __init__(self, store: PairStore) -> None:
+        self._store = store
+        found = sorted(store.protocols().values(), key=lambda each: len(store.pairs(each.fingerprint)))
+        self._protocols = {each.split: each for each in found}
+
+    def measure(self, title: str, asked: list[Architecture], origin: str, split: str = "search") -> list[Pair]:
+        protocol = self._protocols[split]
+        return [Pair(each, _there(self._store.find(each, protocol)), origin) for each in asked]
+
+    def slopes(self, architecture: Architecture, choices: Sequence[Sequence[Choice]]) -> Slopes:
+        return _there(self._store.find_slopes(architecture, self._protocols["search"], choices))
+
+    def stream(self) -> Stream:
+        return _there(self._store.stream(self._protocols["search"].fingerprint))
+
+
+def _there(found: T | None) -> T:
+    if found is None:
+        raise _NotMeasuredError
+    return found
+
+
+def _kept(name: str, seed: int, store: PairStore) -> Pool | None:
+    """Return a pool all of which is in the store, for which no model is needed; none where something is missing."""
+    source = _Remembering(store)
+    with suppress(_NotMeasuredError, KeyError):
+        return _assemble(name, seed, SPACES[name].config("smollm2-135m").search_space(SMOLLM2_135M), source, 1)
+    return None
+
+
+def _assemble(name: str, seed: int, space: SearchSpace, source: _Source, fewer: int) -> Pool:
+    own = SPACES[name]
+    singles = _blocks_alone(space.layout) if own.depth else prior_architectures(space, levels=None)
+    if not own.depth:
         singles += rounding_architectures(space)
-    prior = measure("each sub-block alone", singles, "prior")
-    kinds = _draw(space, own, prior, seed, 10 if quick else 1)
+    prior = source.measure("each sub-block alone", singles, "prior")
+    kinds = _draw(space, own, prior, seed, fewer)
     drawn = {part: list(found) for part, found in kinds.items()}
-    pairs = {part: measure(part, asked, part) for part, asked in drawn.items()}
+    pairs = {part: source.measure(part, asked, part) for part, asked in drawn.items()}
     best = min(pairs["train"], key=lambda pair: pair.measurement.kl).architecture
-    with reporter.stage(f"{name}: slopes", SEARCH, "sequences") as advance:
-        slopes = [judge.slopes(best, _choices(space, own), advance)]
-    stream = judge.stream()
-    few = {part: measure(f"{part} on few tokens", asked, part, "validate") for part, asked in drawn.items()}
-    unseen = measure("held out on unseen text", drawn["held_out"], "held_out", "report")
-    store.close()
-    keep(file, "pool", quick)
+    slopes = [source.slopes(best, _choices(space, own))]
+    few = {part: source.measure(f"{part} on few tokens", asked, part, "validate") for part, asked in drawn.items()}
+    unseen = source.measure("held out on unseen text", drawn["held_out"], "held_out", "report")
     near = [kind == "near" for kind in kinds["held_out"].values()]
-    return Pool(space, prior, pairs["train"], pairs["held_out"], near, slopes, stream, few, unseen)
+    return Pool(space, prior, pairs["train"], pairs["held_out"], near, slopes, source.stream(), few, unseen)
 
 
 def _choices(space: SearchSpace, own: PoolSpace) -> Sequence[Sequence[Choice]]:

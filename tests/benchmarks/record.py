@@ -4,8 +4,11 @@ import argparse
 import json
 import lzma
 import os
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from search.environment import commit
@@ -27,7 +30,7 @@ def keep(file: Path, name: str, quick: bool) -> None:
     """Keep a packed copy of a store of measurements beside the results, for other machines.
 
     Args:
-        file: the store, closed.
+        file: the store; another process may be at work on it.
         name: of the benchmark.
         quick: a quick version's is not kept.
     """
@@ -35,8 +38,12 @@ def keep(file: Path, name: str, quick: bool) -> None:
         return
     packed = _packed(file, name)
     packed.parent.mkdir(parents=True, exist_ok=True)
-    beside = packed.with_suffix(".partial")
-    beside.write_bytes(lzma.compress(file.read_bytes()))
+    beside = packed.with_suffix(f".{os.getpid()}.partial")
+    with TemporaryDirectory() as scratch:
+        snapshot = Path(scratch) / file.name
+        with closing(sqlite3.connect(file)) as store:
+            store.execute("VACUUM INTO ?", (str(snapshot),))
+        beside.write_bytes(lzma.compress(snapshot.read_bytes()))
     beside.replace(packed)
 
 

@@ -24,13 +24,15 @@ with its seed and commit; strategies that are not finished are left out of the f
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from evaluator import DenseModel, Evaluator, Measurement, PairStore, Texts, difference, open_model
 from evaluator.texts import tokenise
@@ -46,7 +48,9 @@ from tests.benchmarks.pool import sequences_of
 from tests.benchmarks.record import DATA, RESULTS, ROOT, finish, keep, restore
 
 TOKENS = 800_000
-LENGTH, CALIBRATE, SEARCH, VALIDATE, REPORT = 512, 128, 4, 16, 32  # sequences
+LENGTH, CALIBRATE, VALIDATE, REPORT = 512, 128, 16, 32  # sequences
+# Sequences of the search text that a strategy measures on, the beginning of the same text for all.
+SEARCH = {"predictor": 16, "evolution": 4, "additive": 4, "random": 4}
 Rows = dict[str, dict[str, list[dict[str, Any]]]]  # by space and strategy, one a seed
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ORDER = ("predictor", "evolution", "additive", "random")
@@ -86,21 +90,29 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--space", action="append", choices=list(SPACES), help="which; all without")
     parser.add_argument("--strategy", action="append", choices=list(STRATEGIES), help="which; those of ORDER without")
+    parser.add_argument("--device", default="cpu", help="where the model is, e.g. cuda")
     options = parser.parse_args()
-    rows = {} if options.quick else finished()
+    dense = open_dense(options.quick, options.device)
+    rows: Rows = {}
     for seed in range(options.seeds):
         for name in options.space or SPACES:
-            bench = prepare(name, seed, options.quick)
             for strategy in options.strategy or ORDER:
-                row = curve(bench, strategy)
-                put(rows, name, strategy, seed, row)
-                print(f"{name} {strategy} seed {seed}: {row['perplexity']}", flush=True)
-            put(rows, name, "baselines", seed, unsearched(bench))
-            put(rows, name, "differences", seed, differences(bench, rows[name], seed))
-            bench.judge.store.close()
-            keep(bench.store_file, "search", options.quick)
-    details = {"tokens": TOKENS, "shares": SHARES, "rows": rows}
-    finish("search", {name: figures_of(own) for name, own in rows.items()}, details, options.quick)
+                with prepared(name, seed, dense, SEARCH[strategy], options.quick) as bench:
+                    row = curve(bench, strategy)
+                    print(f"{name} {strategy} seed {seed}: {row['perplexity']}", flush=True)
+                    with FileLock(bench.files.path.parent / "rows.lock"):  # of calls beside this one
+                        rows = rows if options.quick else finished()
+                        put(rows, name, strategy, seed, row)
+                        put(rows, name, "baselines", seed, unsearched(bench))
+                        put(rows, name, "differences", seed, differences(bench, rows[name], seed))
+                        details = {"tokens": TOKENS, "shares": SHARES, "rows": rows}
+                        finish("search", {name: figures_of(own) for name, own in rows.items()}, details, options.quick)
+                keep(bench.store_file, "search", options.quick)
+
+
+def open_dense(quick: bool, device: str) -> DenseModel:
+    """Open the benchmark's model."""
+    return open_model(str(DATA / "models" / "stories260K") if quick else "smollm2-135m", device=device)
 
 
 def finished() -> Rows:
@@ -117,33 +129,44 @@ def put(rows: Rows, space: str, strategy: str, seed: int, row: Mapping[str, Any]
     own[:] = sorted([*others, {"seed": seed, "commit": commit(), **row}], key=lambda each: each["seed"])
 
 
-def prepare(name: str, seed: int, quick: bool) -> Bench:
-    """Open the model, its texts and the store of a space and seed."""
-    model = str(DATA / "models" / "stories260K") if quick else "smollm2-135m"
+@contextmanager
+def prepared(name: str, seed: int, dense: DenseModel, sequences: int, quick: bool) -> Iterator[Bench]:
+    """Prepare texts and open the store of a space and seed for a while; the dense model is installed afterwards.
+
+    Args:
+        name: of the space.
+        seed: of texts and searches.
+        dense: the model.
+        sequences: of the search text.
+        quick: takes few tokens.
+    """
     # Rounds without end: the tokens end the search. The shift is a run's where texts are given, not self-generated.
     own = {"search.rounds": 1000, "text.shift": 0.0, **SPACES[name]}
-    config = load_config(None, {"model": model, "seed": seed, **own})
+    config = load_config(None, {"model": dense.name, "seed": seed, **own})
     files = RunFolder(folder_of(name, seed, quick))
     stored = RunFolder(folder_of(STORES.get(name, name), seed, quick))
     for each in (files, stored):
         each.path.mkdir(parents=True, exist_ok=True)
     restore(stored.measurements_file, "search", quick)
-    dense = open_model(model)
-    criterion = config.criterion.criterion
-    with Reporter().stage(f"{name}: calibrating", dense.layout.layers, "layers") as advance:
-        judge = Evaluator(
-            dense,
-            texts(dense, seed),
-            PairStore(stored.measurements_file),
-            criterion=criterion,
-            folder=stored.prepared,
-            progress=advance,
-        )
-    space = config.search_space(dense.layout)
-    baselines = fixed_allocations(space) | scored_allocations(space, judge.surgeon)
-    if space.whole_blocks:  # narrower layers are another kind of pruning
-        baselines = {name: each for name, each in baselines.items() if name == "dense" or space.allows(each)}
-    return Bench(config, judge, baselines, files, stored.measurements_file, TOKENS / 20 if quick else TOKENS)
+    store, criterion = PairStore(stored.measurements_file), config.criterion.criterion
+    try:
+        with Reporter().stage(f"{name}: calibrating", dense.layout.layers, "layers") as advance:
+            judge = Evaluator(
+                dense,
+                texts(dense, seed, sequences),
+                store,
+                criterion=criterion,
+                folder=stored.prepared,
+                progress=advance,
+            )
+        space = config.search_space(dense.layout)
+        baselines = fixed_allocations(space) | scored_allocations(space, judge.surgeon)
+        if space.whole_blocks:  # narrower layers are another kind of pruning
+            baselines = {name: each for name, each in baselines.items() if name == "dense" or space.allows(each)}
+        yield Bench(config, judge, baselines, files, stored.measurements_file, TOKENS / 20 if quick else TOKENS)
+        judge.surgeon.restore()
+    finally:
+        store.close()
 
 
 def folder_of(name: str, seed: int, quick: bool) -> Path:
@@ -151,15 +174,15 @@ def folder_of(name: str, seed: int, quick: bool) -> Path:
     return ROOT / "runs" / "benchmark-search" / f"{name}-{seed}{'-quick' if quick else ''}"
 
 
-def texts(dense: DenseModel, seed: int) -> Texts:
-    """Return text of two kinds by turns to calibrate, search and choose on, and WikiText-2 test."""
+def texts(dense: DenseModel, seed: int, sequences: int) -> Texts:
+    """Return text of two kinds by turns to calibrate, choose and search on, and WikiText-2 test."""
     files = [DATA / "text" / name for name in ("wikitext2.train-first1mb.txt", "c4.jsonl")]
     kinds = [sequences_of(dense, file, LENGTH, seed) for file in files]
     count = min(len(kind) for kind in kinds)
     both = torch.stack([kind[:count] for kind in kinds], dim=1).flatten(0, 1)  # by turns: any beginning has both
-    sizes = (CALIBRATE, SEARCH, VALIDATE)
+    sizes = (CALIBRATE, VALIDATE, sequences)
     parts = both[: sum(sizes)].split(sizes)
-    tokens = dict(zip(("calibrate", "search", "validate"), parts, strict=True))
+    tokens = dict(zip(("calibrate", "validate", "search"), parts, strict=True))
     report = tokenise(dense, str(DATA / "text" / "wikitext2.test.txt"))[: REPORT * LENGTH].view(REPORT, LENGTH)
     mixed = dict.fromkeys(tokens, "WikiText-2 training text and C4")
     return Texts({**tokens, "report": report}, {**mixed, "report": "wikitext2.test.txt"})

@@ -30,7 +30,7 @@ from search.folder import write_json
 from search.progress import Reporter
 from space import Architecture
 from tests.benchmarks.record import DATA, RESULTS, ROOT, finish
-from tests.benchmarks.search import Bench, prepare
+from tests.benchmarks.search import SEARCH, Bench, open_dense, prepared
 
 TASKS = ("arc_easy", "piqa", "openbook_qa", "winogrande")
 ITEMS = 500
@@ -45,15 +45,18 @@ def main() -> None:
     parser.add_argument("--space", default="widths_80")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--items", type=int, default=ITEMS)
+    parser.add_argument("--device", default="cpu", help="where the model is, e.g. cuda")
     options = parser.parse_args()
-    bench = prepare(options.space, options.seed, options.quick)
     count = 20 if options.quick else options.items
     folder = ROOT / "runs" / "benchmark-tasks" / f"{options.space}-{options.seed}{'-quick' if options.quick else ''}"
     answers: dict[str, dict[str, list[list[bool]]]] = {}
-    for name, architecture in allocations(bench, options.space, options.seed).items():
-        for task in TASKS:
-            file = folder / f"{architecture.fingerprint}-{task}-{count}.json"
-            answers.setdefault(name, {})[task] = answered(bench, architecture, task, count, options.seed, file)
+    dense = open_dense(options.quick, options.device)
+    with prepared(options.space, options.seed, dense, SEARCH["predictor"], options.quick) as bench:
+        for name, architecture in allocations(bench, options.space, options.seed).items():
+            for task in TASKS:
+                file = folder / f"{architecture.fingerprint}-{task}-{count}.json"
+                answers.setdefault(name, {})[task] = answered(bench, architecture, task, count, options.seed, file)
+        plain = list(bench.baselines)
     details = {
         "space": options.space,
         "seed": options.seed,
@@ -63,7 +66,7 @@ def main() -> None:
             for name, own in answers.items()
         },
     }
-    finish("tasks", figures_of(answers, list(bench.baselines)), details, options.quick)
+    finish("tasks", figures_of(answers, plain), details, options.quick)
 
 
 def allocations(bench: Bench, space: str, seed: int) -> dict[str, Architecture]:
@@ -130,11 +133,11 @@ def log_likelihoods(dense: DenseModel, pairs: Sequence[tuple[str, str]]) -> list
         for row, index in enumerate(batch):
             tokens[row, : len(encoded[index][1])] = torch.tensor(encoded[index][1])
         with torch.inference_mode():
-            hidden = dense.decoder(tokens, use_cache=False).last_hidden_state
+            hidden = dense.decoder(tokens.to(dense.model.device), use_cache=False).last_hidden_state
             for row, index in enumerate(batch):
                 context, whole = encoded[index]
-                logits = head(hidden[row, len(context) - 1 : len(whole) - 1]).float()
-                wanted = torch.tensor(whole[len(context) :])[:, None]
+                logits = head(hidden[row, len(context) - 1 : len(whole) - 1].to(head.device)).float()
+                wanted = torch.tensor(whole[len(context) :], device=head.device)[:, None]
                 found[index] = float(logits.log_softmax(dim=-1).gather(1, wanted).sum())
     return found
 
