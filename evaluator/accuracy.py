@@ -31,7 +31,8 @@ from evaluator.pruning import iterate_batches
 TOP_K = 256
 TAIL_DRAWS = 64  # per predicted token
 BATCH_TOKENS = 4096  # tokens through the decoder at once
-CHUNK_TOKENS = 512  # tokens through the vocabulary projection at once: full logits never exist
+CHUNK_TOKENS = 512  # tokens through the vocabulary projection at once: full logits never exist,
+GPU_CHUNK_TOKENS = 4096  # and on a GPU, which has the memory, so many
 _REFERENCE_ROWS = 128  # tokens whose whole distribution is there at once
 _DRAWS_SEED = 0
 _FEWEST_WORDS = 16 * TOP_K  # of a vocabulary of which those kept are worth gathering
@@ -199,4 +200,5 @@ def _hidden(dense: DenseModel, tokens: Tensor, kernels: Kernels = EAGER) -> Iter
                 hidden = dense.decoder(batch, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
             hidden = hidden.to(device)  # the last of several
             targets = batch[:, 1:].flatten().to(device)
-            yield from zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+            size = GPU_CHUNK_TOKENS if device.type == "cuda" else CHUNK_TOKENS
+            yield from zip(hidden.split(size), targets.split(size), strict=True)

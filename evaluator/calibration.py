@@ -82,6 +82,7 @@ class StatisticsFolder(Sequence[LayerStatistics]):
         self._folder = folder
         self._family = family
         self._devices = devices
+        self._last: tuple[int, LayerStatistics] | None = None  # a layer's projections are asked for one after the other
 
     def __len__(self) -> int:
         return len(self._devices)
@@ -93,7 +94,14 @@ class StatisticsFolder(Sequence[LayerStatistics]):
     def __getitem__(self, index: int | slice) -> LayerStatistics | list[LayerStatistics]:
         if isinstance(index, slice):
             return [self[each] for each in range(len(self))[index]]
-        file = self._file(range(len(self))[index])
+        index = range(len(self))[index]
+        if self._last is None or self._last[0] != index:
+            self._last = None  # before the next is read: memory for one layer, not for two
+            self._last = index, self._read(index)
+        return self._last[1]
+
+    def _read(self, index: int) -> LayerStatistics:
+        file = self._file(index)
         try:
             with safe_open(file, "pt") as saved:
                 metadata = saved.metadata()

@@ -10,8 +10,10 @@ the machine, and without one the same steps run as torch has them.
 | gating | silu(gate) * up | in their MLPs |
 | summary | highest logit and log-sum-exp of a row | vocabulary |
 
-Compiled steps round less often than eager ones, so their numbers differ in the last bits: which of the two measured is
-part of a protocol.
+On a GPU, where each of many small steps costs the time to start it, norm and summary are torch's own fused ones.
+
+Fused and compiled steps round less often than eager ones, so their numbers differ in the last bits: which of them
+measured is part of a protocol.
 """
 
 import contextlib
@@ -29,7 +31,7 @@ from torch.nn import functional
 from evaluator.checkpoint import DenseModel
 from space import SettingError
 
-KernelsName = Literal["auto", "eager", "compiled"]
+KernelsName = Literal["auto", "eager", "compiled", "fused"]
 
 _FEWEST_PARAMETERS = 50_000_000  # of a model that takes minutes to search, as compiling may take a quarter of one
 _BLOCK_COLUMNS = 4096  # of the vocabulary, turned into float32 at once where nothing is compiled
@@ -62,29 +64,42 @@ def summary_at_once(logits: Tensor) -> tuple[Tensor, Tensor]:
     return highest, (logits.float() - highest[:, None]).exp().sum(dim=-1).log() + highest
 
 
+def fused_rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Return RMS norms of Llama's form by torch's own step, (..., hidden)."""
+    return functional.rms_norm(hidden, (hidden.shape[-1],), weight, epsilon)
+
+
+def fused_summary(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same as `summary_in_blocks` in the fewest steps, for memory that a float32 copy does not matter to."""
+    return logits.amax(dim=-1).float(), logits.float().logsumexp(dim=-1)
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The steps as one machine runs them."""
 
-    name: str  # eager or compiled
+    name: str  # eager, compiled or fused
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     gated: Callable[[Tensor, Tensor], Tensor]
     summary: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 EAGER = Kernels("eager", rms_norm, gated, summary_in_blocks)
+FUSED = Kernels("fused", fused_rms_norm, gated, fused_summary)
 
 
 def choose_kernels(name: KernelsName, dense: DenseModel) -> Kernels:
-    """Return the steps to measure a model by; `auto` compiles where that is soon worth its seconds.
+    """Return the steps to measure a model by; `auto` fuses on a GPU, and compiles where that is soon worth its seconds.
 
     Args:
-        name: `auto`, `eager` or `compiled`.
+        name: `auto`, `eager`, `compiled` or `fused`.
         dense: the model.
 
     Raises:
         SettingError: they must be compiled, but cannot.
     """
+    if name == "fused" or (name == "auto" and dense.model.device.type == "cuda"):
+        return FUSED
     pays = dense.model.device.type == "cpu" and dense.model.num_parameters() >= _FEWEST_PARAMETERS
     if name == "eager" or (name == "auto" and not pays):
         return EAGER

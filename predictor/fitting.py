@@ -22,6 +22,7 @@ from space import Architecture, Layout, PredictorError
 
 _CLOSE = 0.25  # of the pairs, by which slopes are judged,
 _JUDGE = ("gaussian_process",)  # and what judges them
+_CURVATURES = (1.0, 1.5, 2.25)  # of expansions, to choose from
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def fit(
     # Where slopes were taken, the measurement itself is among the features.
     known = {expansion.architecture.fingerprint for expansion in expansions}
     judged = np.array([name not in known for name in others.fingerprints])
-    if expansions and not _slopes_pay(problem, judged):
-        problem = replace(problem, expansions=())
+    if expansions:
+        problem = replace(problem, expansions=_judged(problem, judged))
     return _chosen(problem, problem.validate(regressors, judged), known)
 
 
@@ -111,16 +112,18 @@ def _prior_of(layout: Layout, pairs: Pairs, target: Target, measured_alone: bool
     return make(layout, pairs.genes, target.damage(pairs.values))
 
 
-def _slopes_pay(problem: _Problem, judged: NDArray[np.bool_]) -> bool:
-    """Return whether the pairs closest to where slopes were taken are predicted no worse with them.
+def _judged(problem: _Problem, judged: NDArray[np.bool_]) -> tuple[Expansion, ...]:
+    """Return the expansions by the curvature with which the pairs closest to them are predicted best.
 
-    Where much is taken away, as at 60 % zeros, a first-order change says little of a whole step.
+    None of them where no curvature predicts those pairs as well as no slopes do: where much is taken away, as at 60 %
+    zeros, a first-order change says little of a whole step.
     """
     genes = problem.pairs.genes
     distance = surroundings(problem.expansions, problem.prior, genes, problem.prior.terms(genes))[:, 1]
     close = judged & (distance <= np.quantile(distance[judged], _CLOSE))
-    without = replace(problem, expansions=())
-    return problem.validate(_JUDGE, judged).error(close) <= without.validate(_JUDGE, judged).error(close)
+    tried = [tuple(replace(each, curvature=own) for each in problem.expansions) for own in _CURVATURES]
+    errors = [replace(problem, expansions=own).validate(_JUDGE, judged).error(close) for own in (*tried, ())]
+    return (*tried, ())[int(np.argmin(errors))]
 
 
 def _chosen(problem: _Problem, found: HeldOut, known: set[str]) -> Fit:

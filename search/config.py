@@ -3,13 +3,22 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
 
 from search.ladder import Ladder
-from search.settings import CriterionConfig, DTypeName, LatencyConfig, SearchConfig, Settings, SpaceConfig, TextConfig
+from search.settings import (
+    CriterionConfig,
+    DTypeName,
+    KernelsName,
+    LatencyConfig,
+    SearchConfig,
+    Settings,
+    SpaceConfig,
+    TextConfig,
+)
 from space import (
     LATENCY,
     Budget,
@@ -38,7 +47,7 @@ class RunConfig(Settings):
     device: str = "cpu"  # or cuda, cuda:1; auto lays a model over several GPUs
     # Compiled steps save a tenth to a fifth of measuring, and cost some seconds once; auto compiles for models of 50
     # million parameters or more on a processor, where there is a C++ compiler.
-    kernels: Literal["auto", "eager", "compiled"] = "auto"
+    kernels: KernelsName = "auto"
     seed: int = Field(0, ge=0)
 
     @property

@@ -15,11 +15,9 @@ from search.baselines import fixed_allocations
 from search.config import RunConfig
 from search.folder import RunFolder
 from search.ladder import Ladder
-from search.objective import Elsewhere, additive_prior, distance_to, fit_pairs, stream_of
+from search.objective import Elsewhere, fit_pairs, stream_of
 from search.progress import Reporter
 from space import Architecture, SearchSpace
-
-_CLOSE = 0.05  # of slopes taken elsewhere, in shares of the damage: they are as good here
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +69,9 @@ class Run:
 
     def measure_alone(self, architectures: Sequence[Architecture]) -> None:
         """Measure sub-blocks alone, on as much of the search text as the settings say, for the additive prior."""
-        singles, count = list(architectures), self.config.search.prior_sequences
-        if count is not None and count < len(self.evaluator.texts.tokens["search"]):
+        singles, compared = list(architectures), self.config.text.assumed_shift > 0
+        count = self.config.search.prior_sequences or (2 if compared else 1)
+        if count < len(self.evaluator.texts.tokens["search"]):
             self.alone_split = f"search:{count}"
             singles.append(Architecture.dense(self.space.layout))  # a perplexity tells nothing without the dense one's
         self.alone = self.measure("Measuring each sub-block alone", singles, "prior", self.alone_split)
@@ -121,18 +120,16 @@ class Run:
 
             yield tell
 
-    def take_slopes(self, rung: SearchSpace) -> None:
-        """Take slopes at the best architecture measured so far on a rung, unless some were taken close by."""
-        if not self.config.search.slopes:
-            return
-        [best] = selection.lowest(self.pairs, rung, 1) or [self.lowest().architecture]
-        prior = additive_prior(self.space, self.alone)
-        if self.slopes and distance_to(self.space, best, self.slopes, prior) < _CLOSE:
-            return
+    def slopes_at(self, architecture: Architecture) -> Slopes:
+        """Return the slopes at a measured architecture, which cost three measurements where they were not taken yet."""
+        for known in self.slopes:
+            if known.architecture == architecture:
+                return known
         sequences = len(self.evaluator.texts.tokens["search"])
         with self.reporter.stage("Slopes at the best", sequences, "sequences") as advance:
-            self.slopes.append(self.evaluator.slopes(best, self.space.choices, advance))
+            self.slopes.append(self.evaluator.slopes(architecture, self.space.choices, advance))
         self.spent += self.evaluator.work_of_slopes()
+        return self.slopes[-1]
 
     def fit(self) -> AccuracyPredictor:
         """Fit a predictor of KL on the pairs so far."""

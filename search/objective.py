@@ -15,7 +15,6 @@ from predictor import (
     ResidualStream,
     Target,
     expect_elsewhere,
-    surroundings,
 )
 from search.proposals import Score
 from space import Architecture, Indices, PredictorError, SearchSpace, genes_of
@@ -89,15 +88,6 @@ def stream_of(stream: Stream) -> ResidualStream:
 def expansion_of(space: SearchSpace, slopes: Slopes) -> Expansion:
     """Return what slopes say of an architecture's surroundings."""
     return Expansion(space.layout, slopes.architecture, slopes.kl, slopes.widths, slopes.sparsities)
-
-
-def distance_to(
-    space: SearchSpace, architecture: Architecture, slopes: Sequence[Slopes], prior: AdditivePrior
-) -> float:
-    """Return how far an architecture is from the nearest at which slopes were taken, see `predictor.expansion`."""
-    genes = genes_of([architecture])
-    expansions = [expansion_of(space, each) for each in slopes]
-    return float(surroundings(expansions, prior, genes, prior.terms(genes))[0, 1])
 
 
 def additive_prior(space: SearchSpace, pairs: Sequence[Pair]) -> AdditivePrior:

@@ -33,13 +33,15 @@ def first_pairs(
     settings: SearchConfig,
     seed: int,
     stream: ResidualStream | None = None,
+    best: Sequence[Architecture] = (),
 ) -> dict[str, list[Architecture]]:
     """Return what the predictor is first fitted on, by origin.
 
-    Four kinds, each seeing what the others do not: `guided` lies around the additive prior's optima, from very near to
-    far, and comes first, so that a search that is cut short has something to show; `random` covers the budget surface
-    and is the honest baseline of a search; `profile` varies smoothly with depth, the uniform baselines among them;
-    `allocated` are the other baselines, as the space can have them.
+    Four kinds, each seeing what the others do not: `guided` lies around the best measured, where there are any, else
+    around the additive prior's optima, from very near to far, and comes first, so that a search that is cut short has
+    something to show; `random` covers the budget surface and is the honest baseline of a search; `profile` varies
+    smoothly with depth, the uniform baselines among them; `allocated` are the other baselines, as the space can have
+    them.
 
     Args:
         space: the search space.
@@ -48,11 +50,13 @@ def first_pairs(
         settings: how many of each.
         seed: of all draws.
         stream: how the dense model's residual stream moves; None leaves the prior as it is.
+        best: measured architectures of the space, best first.
     """
     rngs = [np.random.default_rng([seed, stream]) for stream in (1, 2, 3, 6)]
     found = {}
     if settings.guided_pairs:
-        found["guided"] = _around_optima(space, prior, stream, settings.guided_pairs, rngs[2])
+        near = space.encode(best)
+        found["guided"] = _around_optima(space, prior, stream, settings.guided_pairs, rngs[2], near)
     found["random"] = sample(space, settings.random_pairs, rngs[0])
     if settings.profile_pairs:
         fixed = [nearest(space, baselines[name], rngs[1]) for name in SMOOTH if name in baselines]
@@ -69,14 +73,20 @@ def first_pairs(
 
 
 def _around_optima(
-    space: SearchSpace, prior: AdditivePrior, stream: ResidualStream | None, count: int, rng: np.random.Generator
+    space: SearchSpace,
+    prior: AdditivePrior,
+    stream: ResidualStream | None,
+    count: int,
+    rng: np.random.Generator,
+    near: Indices,
 ) -> Indices:
     best = evolve(space, prior_score(space, prior, stream), rng)
     # The sums alone have an exact optimum as well: what a search by additive scores would begin with.
     exact = islice(lowest_sums(space, column_scores(space, prior)), 1)
     moved = [best[:1], *exact][:count]
+    centres = near if len(near) else best[: max(1, count // 2)]
     for index in range(len(moved), count):
-        parent = best[[index % max(1, min(len(best), count // 2))]]
+        parent = centres[[index % len(centres)]]
         moved.append(mutate(space, parent, rng, most_swaps=1 + index * _GUIDED_SWAPS // count))
     return np.concatenate(moved)
 

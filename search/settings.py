@@ -93,6 +93,7 @@ class LatencyConfig(Settings):
         return self.phase, self.batch, self.sequence_length
 
 
+KernelsName = Literal["auto", "eager", "compiled", "fused"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 StrategyName = Literal["predictor", "random", "evolution", "additive", "tpe", "nsga2"]
 
@@ -104,11 +105,12 @@ class SearchConfig(Settings):
     # Tokens through the decoder that the strategy may spend, a backward pass counting two forward; None lets the
     # predictor end by its rounds, and gives the others what the predictor's plan would take.
     tokens: int | None = Field(None, ge=1)
-    # Sequences at the beginning of the search text on which sub-blocks are measured alone; None takes the whole text.
+    # Sequences at the beginning of the search text on which sub-blocks are measured alone, at most all of them. They are
+    # where slopes begin, which soon know better, so None takes 1; or 2 where sequences are to be compared (text.shift).
     prior_sequences: int | None = Field(None, ge=1)
-    random_pairs: int = Field(16, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
-    profile_pairs: int = Field(24, ge=0)  # smooth over depth: what single changes cannot show
-    guided_pairs: int = Field(24, ge=0)  # near the additive prior's optimum: where the search will go
+    random_pairs: int = Field(8, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
+    profile_pairs: int = Field(12, ge=0)  # smooth over depth: what single changes cannot show
+    guided_pairs: int = Field(20, ge=0)  # near the best that slopes led to: where the search will go
     # Fit, plan, measure the best, at most so often: a search ends by itself when a round promises too little. On
     # SmolLM2-135M the seventh was the last that gained.
     rounds: int = Field(8, ge=1)
@@ -118,7 +120,7 @@ class SearchConfig(Settings):
     candidates: int = Field(1024, ge=16)  # architectures the predictor screens at once
     finalists: int = Field(12, ge=1)  # half of them averages; the best on the validation text wins
     refine: bool = True  # whether the predictor cuts away, before each round, what cannot be in a good model
-    slopes: bool = True  # whether a backward pass at the best, which costs three measurements, tells where to go on
+    slopes: bool = True  # whether backward passes at the best, each the cost of three measurements, tell where to go on
     gate: float = Field(0.4, ge=-1, le=1)  # held-out Kendall tau below which more pairs are measured first
     # Costs to trade the loss against, metrics as in budgets: the search then seeks the Pareto set. Of four objectives
     # nearly all that is measured is in the set already, so no more costs than three.

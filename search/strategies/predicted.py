@@ -1,6 +1,8 @@
 """Our own strategy: learn from measured pairs, search on the predictor, measure what it promises, by rounds.
 
-    prior -> first pairs -> [ slopes -> fit -> refine -> plan -> measure ] x rounds
+    prior -> descent -> first pairs -> [ descent -> fit -> refine -> plan -> measure ] x rounds
+
+where a descent is [ slopes at the best -> steps -> measure ] while that is better, see `search.descent`.
 
 Rounds end by their number, by the tokens, or when what they are expected to gain cannot be told from nothing. A search
 against costs does each of these on rungs between the budgets and the floor of the costs, see `search.ladder`; otherwise
@@ -25,6 +27,8 @@ from search.pareto_set import ParetoSet
 from search.proposals import evolve, prior_architectures, rounding_architectures
 from search.sampler import ArchitectureSampler, Knowledge
 from search.settings import SearchConfig
+from search.strategies.descending import descend, measure_sums
+from search.strategies.trials import measure_trials
 from search.study import ArchitectureStudy
 from space import Architecture, BudgetError, PredictorError, SearchSpace, SettingError
 
@@ -32,6 +36,7 @@ _KEPT_INSIDE = 8  # best measured that no refinement may cut away
 _GENERATIONS = 30  # by which the architectures are found that refining asks about
 _MOST_EXTRA_BATCHES = 3  # times that more pairs are measured for a predictor that fails its gate
 _RUNG_SEEDS = 100  # between the seeds of two rungs
+_CENTRES = 4  # best measured, around which first pairs are drawn
 _RIVALS = 8  # best measured, whose distances from the very best tell the error of a comparison
 _PATIENCE = 2  # rounds in a row that promise too little: one may have planned badly
 
@@ -76,13 +81,14 @@ def _made_from(run: Run) -> str:
 
 
 def _search(run: Run, study: ArchitectureStudy, sampler: ArchitectureSampler, tokens: float) -> None:
+    measure_sums(run, study)
+    descend(run, study, 0, tokens)
     _measure_first_pairs(run, study, run.config.seed)
     finished = study.records
     if finished:  # more than the first pairs, where a gate asked for them
         _replay(run, study, 0)
     for number in range(1, run.config.search.rounds + 1):
-        rungs = run.ladder.rungs()
-        run.take_slopes(rungs[(number - 1) % len(rungs)])
+        descend(run, study, number, tokens)
         if number <= len(finished):
             _replay(run, study, number)
             run.rounds.append(finished[number - 1])
@@ -110,11 +116,12 @@ def _measure_first_pairs(run: Run, study: ArchitectureStudy, seed: int) -> None:
     for index, rung in enumerate(run.ladder.rungs()):
         baselines = _uniform(run, rung) if index else run.baselines
         settings = _shared(run.config.search, len(run.ladder.rungs()), index)
-        first = selection.first_pairs(rung, prior, baselines, settings, seed + _RUNG_SEEDS * index, stream)
+        best = selection.lowest(run.pairs, rung, _CENTRES) if run.config.search.slopes else []
+        first = selection.first_pairs(rung, prior, baselines, settings, seed + _RUNG_SEEDS * index, stream, best)
         for origin, chosen in first.items():
             found[origin] += chosen
     for origin, chosen in found.items():
-        _measure(run, study, 0, _FIRST_PAIRS[origin], list(dict.fromkeys(chosen)), origin)
+        measure_trials(run, study, 0, _FIRST_PAIRS[origin], list(dict.fromkeys(chosen)), origin)
 
 
 def _uniform(run: Run, rung: SearchSpace) -> dict[str, Architecture]:
@@ -127,19 +134,6 @@ def _shared(settings: SearchConfig, rungs: int, index: int) -> SearchConfig:
     """Return one rung's share of the first pairs."""
     names = ("random_pairs", "profile_pairs", "guided_pairs")
     return settings.model_copy(update={name: (getattr(settings, name) + index) // rungs for name in names})
-
-
-def _measure(
-    run: Run, study: ArchitectureStudy, number: int, title: str, planned: Sequence[Architecture], origin: str
-) -> None:
-    def measure(architecture: Architecture, why: str) -> float:
-        [pair] = run.score([architecture], why)
-        return pair.measurement.kl
-
-    with run.reporter.stage(title, len(planned), "architectures") as advance:
-        # All, before the first is told: of a run that two processes work on each takes its share.
-        run.evaluator.measure(planned, "search", origin, advance)
-        study.measure(number, planned, origin, measure)
 
 
 def _round(
@@ -161,8 +155,8 @@ def _round(
     picks = [architecture for architecture, _ in plan]
     expected = elsewhere.expect(run.pairs)
     averaged = [each for each in _averages(run, expected, number) if each not in picks]
-    _measure(run, study, number, f"Round {number}: measuring the best", picks, "searched")
-    _measure(run, study, number, f"Round {number}: measuring averages", averaged, "averaged")
+    measure_trials(run, study, number, f"Round {number}: measuring the best", picks, "searched")
+    measure_trials(run, study, number, f"Round {number}: measuring averages", averaged, "averaged")
     record = {
         "round": number,
         "pairs": predictor.quality.pairs,
