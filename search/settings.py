@@ -105,7 +105,7 @@ class SearchConfig(Settings):
     # Tokens through the decoder that the strategy may spend, a backward pass counting two forward; None lets the
     # predictor end by its rounds, and gives the others what the predictor's plan would take.
     tokens: int | None = Field(None, ge=1)
-    # Sequences at the beginning of the search text on which sub-blocks are measured alone, at most all of them. They are
+    # Sequences at the beginning of the search text on which sub-blocks are measured alone, at most all of them. That is
     # where slopes begin, which soon know better, so None takes 1; or 2 where sequences are to be compared (text.shift).
     prior_sequences: int | None = Field(None, ge=1)
     random_pairs: int = Field(8, ge=1)  # drawn over the whole budget surface: the predictor's view from afar

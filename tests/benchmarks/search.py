@@ -1,6 +1,6 @@
 """Which search finds the better model for the same tokens: ours, evolution, additive scores, random, or none at all.
 
-    python -m tests.benchmarks.search [--quick] [--seeds N] [--space NAME ...] [--strategy NAME ...]
+    python -m tests.benchmarks.search [--quick] [--seed N ...] [--space NAME ...] [--strategy NAME ...] [--device NAME]
 
 SmolLM2-135M; calibrated and searched on WikiText-2 training text and C4 in equal parts, reported on 16,384 tokens of
 WikiText-2 test, which nothing here chooses by. Every strategy may spend TOKENS tokens through the decoder: the prior,
@@ -36,6 +36,7 @@ from filelock import FileLock
 
 from evaluator import DenseModel, Evaluator, Measurement, PairStore, Texts, difference, open_model
 from evaluator.texts import tokenise
+from evaluator.timing import processor_name
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig, load_config
 from search.environment import commit
@@ -54,25 +55,22 @@ SEARCH = {"predictor": 8, "evolution": 4, "additive": 4, "random": 4}
 Rows = dict[str, dict[str, list[dict[str, Any]]]]  # by space and strategy, one a seed
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ORDER = ("predictor", "evolution", "additive", "random")
-# Spaces of the same sub-blocks share a store of measurements: the prior of one is that of the other.
-STORES = {"widths_80": "widths", "widths_60": "widths"}
 SPACES: dict[str, dict[str, Any]] = {
     "depth_22": {"budget": "parameters=0.74", "space.whole_blocks": True},
     "widths_80": {"budget": "parameters=0.8"},
-    "sparsity_70": {"budget": "nonzero_parameters=0.3"},
+    "sparsity_70": {"budget": "nonzero_parameters=0.3", "space.sparsities": [0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]},
     "widths_60": {"budget": "parameters=0.6"},
 }
 
 
 @dataclass
 class Bench:
-    """One space and seed: a store that all strategies share."""
+    """One space and seed, whose store all strategies share."""
 
     config: RunConfig
     judge: Evaluator
     baselines: dict[str, Architecture]
     files: RunFolder
-    store_file: Path
     tokens: float
 
     def run(self) -> Run:
@@ -87,14 +85,14 @@ def main() -> None:
     """Run what is asked for and print the figures of all that is finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model and few tokens, in a minute or two")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seed", action="append", type=int, help="which; 0 and 1 without")
     parser.add_argument("--space", action="append", choices=list(SPACES), help="which; all without")
     parser.add_argument("--strategy", action="append", choices=list(STRATEGIES), help="which; those of ORDER without")
     parser.add_argument("--device", default="cpu", help="where the model is, e.g. cuda")
     options = parser.parse_args()
     dense = open_dense(options.quick, options.device)
     rows: Rows = {}
-    for seed in range(options.seeds):
+    for seed in options.seed or (0, 1):
         for name in options.space or SPACES:
             for strategy in options.strategy or ORDER:
                 with prepared(name, seed, dense, SEARCH[strategy], options.quick) as bench:
@@ -107,7 +105,7 @@ def main() -> None:
                         put(rows, name, "differences", seed, differences(bench, rows[name], seed))
                         details = {"tokens": TOKENS, "shares": SHARES, "rows": rows}
                         finish("search", {name: figures_of(own) for name, own in rows.items()}, details, options.quick)
-                keep(bench.store_file, "search", options.quick)
+                keep(bench.files.measurements_file, "search", options.quick)
 
 
 def open_dense(quick: bool, device: str) -> DenseModel:
@@ -144,11 +142,9 @@ def prepared(name: str, seed: int, dense: DenseModel, sequences: int, quick: boo
     own = {"search.rounds": 1000, "text.shift": 0.0, **SPACES[name]}
     config = load_config(None, {"model": dense.name, "seed": seed, **own})
     files = RunFolder(folder_of(name, seed, quick))
-    stored = RunFolder(folder_of(STORES.get(name, name), seed, quick))
-    for each in (files, stored):
-        each.path.mkdir(parents=True, exist_ok=True)
-    restore(stored.measurements_file, "search", quick)
-    store, criterion = PairStore(stored.measurements_file), config.criterion.criterion
+    files.path.mkdir(parents=True, exist_ok=True)
+    restore(files.measurements_file, "search", quick)
+    store, criterion = PairStore(files.measurements_file), config.criterion.criterion
     try:
         with Reporter().stage(f"{name}: calibrating", dense.layout.layers, "layers") as advance:
             judge = Evaluator(
@@ -156,14 +152,14 @@ def prepared(name: str, seed: int, dense: DenseModel, sequences: int, quick: boo
                 texts(dense, seed, sequences),
                 store,
                 criterion=criterion,
-                folder=stored.prepared,
+                folder=files.prepared,
                 progress=advance,
             )
         space = config.search_space(dense.layout)
         baselines = fixed_allocations(space) | scored_allocations(space, judge.surgeon)
         if space.whole_blocks:  # narrower layers are another kind of pruning
             baselines = {name: each for name, each in baselines.items() if name == "dense" or space.allows(each)}
-        yield Bench(config, judge, baselines, files, stored.measurements_file, TOKENS / 20 if quick else TOKENS)
+        yield Bench(config, judge, baselines, files, TOKENS / 20 if quick else TOKENS)
         judge.surgeon.restore()
     finally:
         store.close()
@@ -196,12 +192,22 @@ def curve(bench: Bench, strategy: str) -> dict[str, Any]:
     measured = reported(bench, found)
     return {
         "spent": round(run.spent),
+        "device": device_name(bench.judge.dense),
+        "kernels": bench.judge.kernels.name,
+        "search_sequences": len(bench.judge.texts.of("search")),
+        "search_kl": {each.architecture: each.measurement.kl for each in run.pairs}.get(found[-1]),
         "architectures": [each.fingerprint for each in found],
         "perplexity": [round(each.perplexity, 3) for each in measured],
         "kl": [round(each.kl, 5) for each in measured],
         "final": measured[-1].to_dict(),
         "winner": found[-1].to_dict(),
     }
+
+
+def device_name(dense: DenseModel) -> str:
+    """Return what a model runs on."""
+    device = dense.model.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def incumbent(trace: Sequence[Spent], run: Run, tokens: float) -> Architecture:

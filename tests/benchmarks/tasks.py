@@ -1,6 +1,6 @@
 """Accuracy on four tasks of what `tests.benchmarks.search` found, against allocations that no search chose.
 
-    python -m tests.benchmarks.tasks [--quick] [--space NAME] [--seed N] [--items N]
+    python -m tests.benchmarks.tasks [--quick] [--space NAME] [--seed N] [--items N] [--device NAME]
 
 ARC-Easy, PIQA, OpenBookQA and WinoGrande, zero-shot, in the harness' prompts; a sample of the items of each, drawn by
 the seed, the same for all. An answer is the choice of the highest log-likelihood: the sum over its tokens, and for
@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from evaluator import DenseModel
 from evaluator.head import Head
+from search.environment import commit
 from search.folder import write_json
 from search.progress import Reporter
 from space import Architecture
@@ -58,15 +60,27 @@ def main() -> None:
                 answers.setdefault(name, {})[task] = answered(bench, architecture, task, count, options.seed, file)
         plain = list(bench.baselines)
     details = {
-        "space": options.space,
         "seed": options.seed,
+        "commit": commit(),
         "items": {task: len(next(iter(answers.values()))[task]) for task in TASKS},
         "by_task": {
             name: {task: np.mean(right, axis=0).round(4).tolist() for task, right in own.items()}
             for name, own in answers.items()
         },
     }
-    finish("tasks", figures_of(answers, plain), details, options.quick)
+    row = f"{options.space}, seed {options.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / "rows.lock"):  # of calls beside this one
+        kept = finished() if not options.quick else {"figures": {}, "rows": {}}
+        kept["figures"][row], kept["rows"][row] = figures_of(answers, plain), details
+        finish("tasks", kept["figures"], {"rows": kept["rows"]}, options.quick)
+
+
+def finished() -> dict[str, dict[str, Any]]:
+    """Return figures and rows of earlier calls."""
+    file = RESULTS / "tasks.json"
+    found = json.loads(file.read_text()) if file.exists() else {"figures": {}, "rows": {}}
+    return {name: found[name] for name in ("figures", "rows")}
 
 
 def allocations(bench: Bench, space: str, seed: int) -> dict[str, Architecture]:

@@ -8,7 +8,7 @@ import torch
 import evaluator.kernels as kernels_module
 from evaluator import open_model
 from evaluator.accuracy import make_reference, score_tokens
-from evaluator.kernels import EAGER, choose_kernels, running_by, summary_in_blocks
+from evaluator.kernels import EAGER, FUSED, choose_kernels, running_by, summary_in_blocks
 from space import SettingError
 from tests.evaluator.pieces import make_evaluator, make_surgeon, mixed
 from tests.pico import pico_tokens, save_pico_of
@@ -28,9 +28,17 @@ def test_the_summary_in_blocks_is_that_of_the_whole_row():
     torch.testing.assert_close(total, logits.float().logsumexp(dim=-1))
 
 
-@needs_compiler
+STEPS = [pytest.param("compiled", marks=needs_compiler), "fused"]
+
+
+@pytest.fixture
+def steps(request):
+    return request.getfixturevalue("compiled") if request.param == "compiled" else FUSED
+
+
+@pytest.mark.parametrize("steps", STEPS, indirect=True)
 @pytest.mark.parametrize("kind", ["llama", "llama with biases, tied", "qwen3", "gemma2", "phi3", "gpt2"])
-def test_every_family_runs_by_compiled_steps(compiled, kind, tmp_path):
+def test_every_family_runs_by_other_steps(steps, kind, tmp_path):
     dense = open_model(str(save_pico_of(kind, tmp_path)), dtype="float32")
     tokens = pico_tokens(2, 40)
 
@@ -41,7 +49,7 @@ def test_every_family_runs_by_compiled_steps(compiled, kind, tmp_path):
     expected = hidden()
     calls = []
     counting = kernels_module.Kernels(
-        "counting", lambda *each: (calls.append("norm"), compiled.rms_norm(*each))[1], compiled.gated, compiled.summary
+        "counting", lambda *each: (calls.append("norm"), steps.rms_norm(*each))[1], steps.gated, steps.summary
     )
     with running_by(counting, dense.decoder):
         found = hidden()
@@ -51,13 +59,13 @@ def test_every_family_runs_by_compiled_steps(compiled, kind, tmp_path):
     assert [module for module in dense.decoder.modules() if "forward" in vars(module)] == []
 
 
-@needs_compiler
-def test_scores_by_compiled_steps_are_those_by_eager_ones(compiled, pico):
+@pytest.mark.parametrize("steps", STEPS, indirect=True)
+def test_scores_by_other_steps_are_those_by_eager_ones(steps, pico):
     tokens = pico_tokens(4, 40)
     reference = make_reference(pico, tokens)
-    torch.testing.assert_close(make_reference(pico, tokens, compiled).logprobs, reference.logprobs)
+    torch.testing.assert_close(make_reference(pico, tokens, steps).logprobs, reference.logprobs)
     make_surgeon(pico).install(mixed(pico))  # with sub-blocks removed
-    eager, own = score_tokens(pico, reference), score_tokens(pico, reference, compiled)
+    eager, own = score_tokens(pico, reference), score_tokens(pico, reference, steps)
     for name in ("nll", "kl", "agreement"):
         torch.testing.assert_close(getattr(own, name), getattr(eager, name), atol=1e-4, rtol=1e-4)
 
@@ -75,6 +83,7 @@ def test_a_module_that_runs_in_a_way_of_its_own_is_left_alone(pico):
 def test_auto_is_eager_for_small_models_and_where_nothing_compiles(pico, monkeypatch):
     assert choose_kernels("auto", pico) is EAGER
     assert choose_kernels("eager", pico) is EAGER
+    assert choose_kernels("fused", pico) is FUSED
     monkeypatch.setattr(kernels_module, "_FEWEST_PARAMETERS", 0)
     monkeypatch.setattr(kernels_module, "_compiled", lambda: None)
     assert choose_kernels("auto", pico) is EAGER
