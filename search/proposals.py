@@ -126,7 +126,9 @@ def rounded(space: SearchSpace, mean: NDArray[np.float64]) -> Indices:
     return row
 
 
-def offspring(space: SearchSpace, parents: Indices, count: int, rng: np.random.Generator) -> Indices:
+def offspring(
+    space: SearchSpace, parents: Indices, count: int, rng: np.random.Generator, fresh: bool = True
+) -> Indices:
     """Return new architectures: mutated parents, parents mixed by layers or by their means, and a few from nowhere.
 
     Args:
@@ -134,21 +136,22 @@ def offspring(space: SearchSpace, parents: Indices, count: int, rng: np.random.G
         parents: (n, columns), best first.
         count: architectures wanted.
         rng: where the randomness comes from.
+        fresh: whether there are some from nowhere.
 
     Returns:
         (count, columns), within the budgets.
     """
-    fresh = max(1, count // 16)
+    new = max(1, count // 16) if fresh else 0
     mixed = count // 5 if len(parents) > 1 else 0
     # Better parents have more children: the square pushes draws towards the front.
-    picked = (rng.random(count - fresh) ** 2 * len(parents)).astype(int)
+    picked = (rng.random(count - new) ** 2 * len(parents)).astype(int)
     chosen = parents[picked]
     return np.concatenate(
         [
             cross(space, chosen[:mixed], rng),
             blend(space, chosen[mixed : 2 * mixed], rng),
             mutate(space, chosen[2 * mixed :], rng),
-            sample(space, fresh, rng),
+            sample(space, new, rng),
         ]
     )
 

@@ -109,13 +109,13 @@ class SearchConfig(Settings):
     # where slopes begin, which soon know better, so None takes 1; or 2 where sequences are to be compared (text.shift).
     prior_sequences: int | None = Field(None, ge=1)
     random_pairs: int = Field(8, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
-    profile_pairs: int = Field(12, ge=0)  # smooth over depth: what single changes cannot show
-    guided_pairs: int = Field(20, ge=0)  # near the best that slopes led to: where the search will go
+    profile_pairs: int = Field(8, ge=0)  # smooth over depth: what single changes cannot show
+    guided_pairs: int = Field(24, ge=0)  # near the best that slopes led to: where the search will go
     # Fit, plan, measure the best, at most so often: a search ends by itself when a round promises too little. On
     # SmolLM2-135M the seventh was the last that gained.
     rounds: int = Field(8, ge=1)
-    picks: int = Field(5, ge=1)  # architectures measured per round on the predictor's word
-    averages: int = Field(5, ge=0)  # and averages of the best measured, which hold better on other text
+    picks: int = Field(3, ge=1)  # architectures measured per round on the predictor's word
+    averages: int = Field(3, ge=0)  # and averages of the best measured, which hold better on other text
     generations: int = Field(48, ge=1)  # bred for a round's plan, of `candidates` each
     candidates: int = Field(1024, ge=16)  # architectures the predictor screens at once
     finalists: int = Field(12, ge=1)  # half of them averages; the best on the validation text wins

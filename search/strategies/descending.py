@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from evaluator import Pair
 from search import selection
-from search.descent import Descent
+from search.descent import FIRST_DAMPING, Descent
 from search.exact import column_scores, lowest_sums
 from search.job import Run
 from search.objective import additive_prior, expansion_of
@@ -12,6 +12,8 @@ from search.strategies.trials import measure_trials
 from search.study import ArchitectureStudy
 from space import Architecture, SearchSpace
 
+_LONG = (0.5, 0.7)  # dampings of a step that leaves a valley, by turns
+_MOST_STEPS = 4  # down into another one
 _LEAST_GAIN = 0.002  # of the KL: below that, a comparison of two architectures errs by more than it tells
 
 
@@ -62,6 +64,34 @@ def _step(run: Run, study: ArchitectureStudy, number: int, rung: SearchSpace, de
                 return after.measurement.kl < (1 - _LEAST_GAIN) * before.measurement.kl
         if not descent.shorten():
             return False
+
+
+def wander(run: Run, study: ArchitectureStudy, number: int, tokens: float) -> None:
+    """Take a step from the best that is too long to be a success, and go down from there, maybe into another valley.
+
+    Args:
+        run: the run at work, with one budget.
+        study: its study.
+        number: of the round that the steps belong to.
+        tokens: that the run may have spent in the end.
+    """
+    if not run.config.search.slopes or run.ladder.against or (best := _best(run, run.space)) is None:
+        return
+    here, prior = best.architecture, additive_prior(run.space, run.alone)
+    descent = Descent(run.space, prior, _LONG[number % len(_LONG)])
+    for step in range(1 + _MOST_STEPS):
+        if run.spent >= tokens:
+            return
+        steps = descent.steps(expansion_of(run.space, run.slopes_at(here)))
+        planned = _new(run, list(steps))[:1] if step == 0 else _new(run, list(steps))
+        if not planned:
+            return
+        measure_trials(run, study, number, "Descending from elsewhere", planned, "searched")
+        found = {pair.architecture: pair.measurement.kl for pair in run.elsewhere().expect(run.pairs)}
+        lowest = min(planned, key=lambda each: found[each])
+        if step and found[lowest] >= found[here]:
+            return
+        here, descent.damping = lowest, steps[lowest] if step else FIRST_DAMPING
 
 
 def _best(run: Run, rung: SearchSpace) -> Pair | None:

@@ -27,7 +27,7 @@ from search.pareto_set import ParetoSet
 from search.proposals import evolve, prior_architectures, rounding_architectures
 from search.sampler import ArchitectureSampler, Knowledge
 from search.settings import SearchConfig
-from search.strategies.descending import descend, measure_sums
+from search.strategies.descending import descend, measure_sums, wander
 from search.strategies.trials import measure_trials
 from search.study import ArchitectureStudy
 from space import Architecture, BudgetError, PredictorError, SearchSpace, SettingError
@@ -88,6 +88,8 @@ def _search(run: Run, study: ArchitectureStudy, sampler: ArchitectureSampler, to
     if finished:  # more than the first pairs, where a gate asked for them
         _replay(run, study, 0)
     for number in range(1, run.config.search.rounds + 1):
+        if number > 1:
+            wander(run, study, number, tokens)
         descend(run, study, number, tokens)
         if number <= len(finished):
             _replay(run, study, number)
@@ -95,7 +97,7 @@ def _search(run: Run, study: ArchitectureStudy, sampler: ArchitectureSampler, to
         elif run.spent >= tokens:
             return
         else:
-            predictor = run.fit() if number > 1 else _fit_past_gate(run, study)
+            predictor = run.fit_near() if number > 1 else _fit_past_gate(run, study)
             record = _round(run, study, sampler, number, predictor)
             run.rounds.append(record)
             study.finish_round(record)
@@ -240,7 +242,7 @@ def _fit_past_gate(run: Run, study: ArchitectureStudy) -> AccuracyPredictor:
             f"from, but {len(study.trials(0))} were found; allow more (width_step, whole_blocks), or search with "
             "search.strategy=random, which measures them all."
         )
-    predictor = run.fit()
+    predictor = run.fit_near()
     if predictor.quality.kendall_tau < gate:
         run.reporter.say(
             f"The predictor stays below its gate ({predictor.quality.kendall_tau:.2f}); its proposals are measured "
@@ -252,6 +254,6 @@ def _fit_past_gate(run: Run, study: ArchitectureStudy) -> AccuracyPredictor:
 def _try_fit(run: Run) -> AccuracyPredictor | None:
     """Return a predictor, or none where a small space had few different pairs to draw."""
     try:
-        return run.fit()
+        return run.fit_near()
     except PredictorError:
         return None

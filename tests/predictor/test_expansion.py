@@ -88,6 +88,39 @@ def test_at_its_own_place_it_is_exact_and_far_away_bounded():
     assert found[2, 0] >= np.log(LEAST_SHARE)
 
 
+def test_its_parts_add_up_and_the_curvature_is_of_the_second():
+    matrix = hessian()
+    prior = AdditivePrior.from_pairs(SMOLLM2_135M, SINGLES, truth(SINGLES, matrix).tolist())
+    [centre] = draw(1, 0)
+    genes = genes_of(near(centre, 20, 1))
+    terms = prior.terms(genes)
+    plain = expansion_at(centre, matrix)
+    first, second = plain.parts(prior, genes, terms)
+    assert first.shape == second.shape == (20, COLUMNS)
+    assert (second >= 0).all()
+    for curvature in (1.0, 2.5):
+        told, _ = replace(plain, curvature=curvature).expand(prior, genes, terms)
+        np.testing.assert_allclose(told, plain.damage + first.sum(axis=1) + curvature * second.sum(axis=1))
+
+
+@pytest.mark.parametrize("true", [1.0, 3.0])
+def test_a_fit_finds_the_curvature_of_its_pairs(true):
+    matrix = hessian()
+    [centre] = draw(1, 0)
+    told = expansion_at(centre, matrix)
+    prior = AdditivePrior.from_pairs(SMOLLM2_135M, SINGLES, truth(SINGLES, matrix).tolist())
+
+    def damage(architectures):
+        genes = genes_of(architectures)
+        return replace(told, curvature=true).expand(prior, genes, prior.terms(genes))[0]
+
+    close = near(centre, 30, 2, 20)
+    train = SINGLES + close
+    values = truth(SINGLES, matrix).tolist() + damage(close).tolist()
+    found = AccuracyPredictor.fit(SMOLLM2_135M, train, values, expansions=[told])
+    assert [each.curvature for each in found.expansions] == [pytest.approx(true, rel=0.5)]
+
+
 def test_what_no_slope_is_told_of_is_the_priors():
     matrix = hessian()
     prior = AdditivePrior.from_pairs(SMOLLM2_135M, SINGLES, truth(SINGLES, matrix).tolist())
