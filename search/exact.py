@@ -6,6 +6,10 @@
 Source: Puzzle (arXiv 2411.19146), section 4; solved by HiGHS through scipy.
 """
 
+import contextlib
+import ctypes
+import os
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -48,6 +52,27 @@ def column_scores(space: SearchSpace, prior: AdditivePrior) -> list[NDArray[np.f
     return scores
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Let the process print nothing for a while: HiGHS has lines that no option turns off, and stdout may be JSON."""
+    library = ctypes.CDLL(None) if os.name == "posix" else ctypes.cdll.msvcrt
+    sys.stdout.flush()
+    library.fflush(None)
+    try:
+        own = os.dup(1)
+    except OSError:  # closed, so that nothing can be printed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        library.fflush(None)
+        os.dup2(own, 1)
+        os.close(own)
+
+
 class _Program:
     """The integer program, to which solutions to keep away from are added."""
 
@@ -84,13 +109,14 @@ class _Program:
         return LinearConstraint(coo_array((signs, (rows, np.array(pairs).reshape(-1))), shape=shape), 0, 0)
 
     def solve(self) -> NDArray[np.int16] | None:
-        found = milp(
-            self._scores,
-            constraints=self._constraints,
-            bounds=Bounds(0, 1),
-            integrality=np.ones(len(self._scores), dtype=np.int64),
-            options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
-        )
+        with _silent():
+            found = milp(
+                self._scores,
+                constraints=self._constraints,
+                bounds=Bounds(0, 1),
+                integrality=np.ones(len(self._scores), dtype=np.int64),
+                options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
+            )
         if found.x is None:
             return None
         starts = zip(self._first[:-1], self._first[1:], strict=True)

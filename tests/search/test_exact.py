@@ -1,10 +1,12 @@
 """The integer program finds what trying everything finds."""
 
+import ctypes
 import itertools
 
 import numpy as np
 import pytest
 
+from search import exact
 from search.exact import lowest_sums
 from space import Budget, build_space
 from tests.space.layouts import PICO, SMOLLM2_135M
@@ -55,6 +57,21 @@ def test_no_architecture_within_the_budgets_is_better(space, seed):
     found = best_sums(space, scores, count=5)
     assert space.within(found).all()
     assert np.allclose(total(scores, found), np.sort(total(scores, inside))[:5], rtol=2e-4)
+
+
+def test_the_solver_prints_nothing(capfd, monkeypatch):
+    """HiGHS now and then has a line to say whatever it was told; stdout may be somebody's JSON."""
+    solve = exact.milp
+
+    def talkative(*arguments, **settings):
+        ctypes.CDLL(None).printf(b"from C\n")
+        return solve(*arguments, **settings)
+
+    monkeypatch.setattr(exact, "milp", talkative)
+    print("before")
+    assert len(best_sums(SMALL, drawn(SMALL, 0))) == 1
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"
 
 
 def test_solutions_are_as_far_apart_as_asked_for():
