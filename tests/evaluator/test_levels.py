@@ -1,12 +1,14 @@
 """Prepared levels: made once, within bounds, and made again rather than trusted when damaged."""
 
+import os
 import time
 
 import pytest
 import torch
 
+from evaluator.memory import levels_allowance
 from evaluator.pruning import levels as levels_module
-from evaluator.pruning.levels import Levels
+from evaluator.pruning.levels import Levels, sweep
 from space import Architecture, Criterion
 from tests.evaluator.pieces import logits_of, make_surgeon, mixed
 
@@ -55,6 +57,37 @@ def test_slow_levels_outlive_the_process(tmp_path, slow):
     again.get("quick", maker(4, made))
     assert made == [1, 2, 4]
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_beside_the_processor_levels_from_the_folder_are_kept_in_memory(tmp_path, slow, monkeypatch):
+    made = []
+    Levels(tmp_path).get("a", maker(1, made, 0.15))
+    for elsewhere in (False, True):
+        if elsewhere:  # what the processor is, for want of another device
+            monkeypatch.setattr(levels_module, "_CPU", torch.device("meta"))
+        again, reads = Levels(tmp_path), []
+        read = again._read
+        monkeypatch.setattr(again, "_read", lambda key, read=read, reads=reads: (reads.append(key), read(key))[1])
+        for _ in range(3):
+            assert again.get("a", maker(2, made), torch.device("cpu"))["weight"].tolist() == [1.0] * 16
+        assert len(reads) == (1 if elsewhere else 3)
+    assert made == [1]
+
+
+def test_a_gpu_keeps_levels_in_a_share_of_what_it_has_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * 2**30, 80 * 2**30))
+    assert levels_allowance(torch.device("cuda"), 2**20) == 2 * 2**30
+    assert levels_allowance(torch.device("cpu"), 2**20) == 2**25
+
+
+def test_what_others_left_half_written_goes_once_it_is_old(tmp_path):
+    young, old = tmp_path / "a.1.partial", tmp_path / "b.2.partial"
+    for file in (young, old):
+        file.write_text("half")
+    os.utime(old, (0, 0))
+    sweep(tmp_path)
+    assert (young.exists(), old.exists()) == (True, False)
+    sweep(tmp_path / "missing")
 
 
 def test_the_folder_stays_within_its_bound(tmp_path, slow):

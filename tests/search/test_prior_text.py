@@ -9,10 +9,14 @@ from predictor import AccuracyPredictor
 from search.another_budget import answer, config_of
 from search.config import load_config
 from search.folder import RunFolder
+from search.job import Run
 from search.objective import additive_prior
+from search.progress import Reporter
+from search.proposals import prior_architectures
 from search.run import run_search
 from search.session import refit, rewrite_report
 from space import Architecture, cost_of
+from tests.evaluator.pieces import make_evaluator
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +56,19 @@ def test_it_answers_for_another_budget(folder):
     found = cost_of(folder.layout(), Architecture.from_dict(told["architecture"]))
     assert found.parameters == told["cost"]["parameters"]
     assert told["predicted"]["kl"]["value"] > json.loads(folder.best_file.read_text())["measured"]["search"]["kl"]
+
+
+@pytest.mark.parametrize(("settings", "split"), [({}, "search:1"), ({"text.shift": 1.0}, "search:2")])
+def test_without_a_number_one_sequence_is_enough_unless_sequences_are_compared(
+    pico, pico_folder, tmp_path, settings, split
+):
+    text = str(tmp_path / "mine.txt")  # given text, as far as the settings know
+    values = {"model": str(pico_folder), "budget": "parameters=0.7", "text.source": text, **settings}
+    config = load_config(None, values)
+    space = config.search_space(pico.layout)
+    judge = make_evaluator(pico, tmp_path)
+    run = Run(config, RunFolder(tmp_path), Reporter(quiet=True), judge, space, {}, [], [], None)
+    run.measure_alone(prior_architectures(space)[:3])
+    assert run.alone_split == split
+    assert run.pairs == []
+    assert [pair.architecture for pair in run.alone[:3]] == prior_architectures(space)[:3]

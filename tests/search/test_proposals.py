@@ -39,6 +39,7 @@ def test_whatever_is_proposed_is_within_the_budgets(seed, share):
         (averages(space, parents[:3], parents[:0], 4, rng), 4),
         (offspring(space, parents, 33, rng), 33),
         (offspring(space, parents[:1], 17, rng), 17),
+        (offspring(space, parents, 33, rng, fresh=False), 33),
     ):
         assert children.shape == (count, space.columns)
         assert space.within(children).all()
