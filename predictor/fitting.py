@@ -14,7 +14,7 @@ from predictor.gaussian import GaussianProcess
 from predictor.given import by_fingerprint, check_expansions, few_damages, seen
 from predictor.intervals import Intervals, interval_around
 from predictor.prior import AdditivePrior
-from predictor.quality import HeldOut, Quality, cross_validate
+from predictor.quality import AS_GOOD, HeldOut, Quality, cross_validate
 from predictor.regressors import REGRESSORS, Regressor
 from predictor.stream import ResidualStream
 from predictor.targets import Target
@@ -115,15 +115,18 @@ def _prior_of(layout: Layout, pairs: Pairs, target: Target, measured_alone: bool
 def _judged(problem: _Problem, judged: NDArray[np.bool_]) -> tuple[Expansion, ...]:
     """Return the expansions by the curvature with which the pairs closest to them are predicted best.
 
-    None of them where no curvature predicts those pairs as well as no slopes do: where much is taken away, as at 60 %
-    zeros, a first-order change says little of a whole step.
+    The first of those between which there is no difference. None of them where no curvature predicts those pairs as
+    well as no slopes do: where much is taken away, a first-order change may say little of a whole step.
     """
     genes = problem.pairs.genes
     distance = surroundings(problem.expansions, problem.prior, genes, problem.prior.terms(genes))[:, 1]
     close = judged & (distance <= np.quantile(distance[judged], _CLOSE))
-    tried = [tuple(replace(each, curvature=own) for each in problem.expansions) for own in _CURVATURES]
-    errors = [replace(problem, expansions=own).validate(_JUDGE, judged).error(close) for own in (*tried, ())]
-    return (*tried, ())[int(np.argmin(errors))]
+    tried: list[tuple[Expansion, ...]] = [
+        tuple(replace(each, curvature=own) for each in problem.expansions) for own in _CURVATURES
+    ]
+    tried.append(())
+    errors = [replace(problem, expansions=own).validate(_JUDGE, judged).error(close) for own in tried]
+    return next(own for own, error in zip(tried, errors, strict=True) if error <= AS_GOOD * min(errors))
 
 
 def _chosen(problem: _Problem, found: HeldOut, known: set[str]) -> Fit:

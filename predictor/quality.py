@@ -18,7 +18,7 @@ from space import PredictorError
 
 _FOLDS = ((500, 10), (5000, 5))  # up to so many pairs; with 10, each fold's model has nearly as many as the final one
 _FEWEST_FOLDS = 3
-_AS_GOOD = 1.01  # times the lowest error is no difference
+AS_GOOD = 1.01  # times the lowest error is no difference
 _ROUNDS, _FEW_PAIRS = 4, 500  # of cross-validation for the intervals, of so many pairs at most
 COVERAGE = 0.9  # share of new measurements that an interval is to contain
 CURVE = (0.25, 0.5, 0.75, 1.0)  # shares of the pairs
@@ -110,7 +110,7 @@ def cross_validate(
     truth = log_values[judged]
     table = {name: _scores(found[judged], truth) for name, found in predicted.items()}
     least = min(scores["rmse_log"] for scores in table.values())
-    chosen = next(name for name in regressors if table[name]["rmse_log"] <= _AS_GOOD * least)
+    chosen = next(name for name in regressors if table[name]["rmse_log"] <= AS_GOOD * least)
     quality = Quality(
         **table[chosen],
         spearman=_number(spearmanr(predicted[chosen][judged], truth).statistic),
