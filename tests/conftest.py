@@ -29,7 +29,7 @@ SMALL_RUN = {
     "search": {
         "strategy": "predictor",
         "tokens": None,
-        "prior_sequences": None,
+        "prior_sequences": 4,  # all
         "random_pairs": 10,
         "profile_pairs": 8,
         "guided_pairs": 8,
