@@ -17,6 +17,7 @@ Source: Marquardt, An algorithm for least-squares estimation of nonlinear parame
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +58,10 @@ class Descent:
             damping = self.damping * factor
             scores = [one + damping * two for one, two in zip(linear, second, strict=True)]
             # The program takes scores from 0 on, and a choice is better than another by the same whatever is added.
-            [best] = self._space.decode(next(lowest_sums(self._space, [each - each.min() for each in scores])))
-            if best != expansion.architecture:
-                found.setdefault(best, damping)
+            for row in islice(lowest_sums(self._space, [each - each.min() for each in scores]), 1):
+                [best] = self._space.decode(row)
+                if best != expansion.architecture:
+                    found.setdefault(best, damping)
         return found
 
     def shorten(self) -> bool:

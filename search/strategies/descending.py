@@ -1,6 +1,7 @@
 """Going down from the best architecture by its slopes, step after step, until no step is a success."""
 
 from collections.abc import Sequence
+from itertools import chain, islice
 
 from evaluator import Pair
 from search import selection
@@ -20,8 +21,8 @@ _LEAST_GAIN = 0.002  # of the KL: below that, a comparison of two architectures 
 def measure_sums(run: Run, study: ArchitectureStudy) -> None:
     """Measure the exact optimum of the additive scores on each rung: what a search by them alone would find."""
     prior = run.elsewhere().expected
-    found = [run.space.decode(next(lowest_sums(rung, column_scores(rung, prior)))) for rung in run.ladder.rungs()]
-    planned = _new(run, [each for [each] in found])
+    rows = [islice(lowest_sums(rung, column_scores(rung, prior)), 1) for rung in run.ladder.rungs()]
+    planned = _new(run, [each for row in chain(*rows) for each in run.space.decode(row)])
     measure_trials(run, study, 0, "Measuring the optimum of the sums", planned, "guided")
 
 

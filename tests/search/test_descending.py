@@ -55,6 +55,8 @@ def test_every_step_that_is_kept_is_a_better_one(work):
     falling = [pair.measurement.kl for pair in centres]
     assert falling == sorted(falling, reverse=True)
     assert centres[0] == start
+    assert len(centres) > 1
+    assert run.lowest().measurement.kl > (1 - 0.002) * falling[-1]  # else it had gone on from there
     assert run.lowest().measurement.kl <= start.measurement.kl
     search = run.evaluator.protocol("search").tokens
     assert run.spent - spent == pytest.approx(search * (3 * len(run.slopes) + len(whole(run)) - 1), rel=0.5)
