@@ -6,15 +6,11 @@
 | d_j(c) | first-order change when sub-block j takes choice c in place of its own in a, all else as in a |
 | T_j(c) | damage of sub-block j alone under choice c, from the additive prior |
 
-| k | curvature: by what the second-order part is multiplied |
-
-    y(b) ~ y_a + sum over j of d_j(b_j) + k abs(T_j(b_j) - T_j(a_j))
+    y(b) ~ y_a + sum over j of d_j(b_j) + abs(T_j(b_j) - T_j(a_j))
 
 The divergence from the dense model is nearly quadratic in what is taken from the sub-blocks. The slopes d hold what
 sub-block j does together with all others as they are in a; the second term is what is quadratic in j itself, which is
-the same at a and at the dense model. Left out are pairs of sub-blocks that both change: of architectures that were
-drawn at random they even out and k is 1, of those that were chosen because this sum is low there they do not (docs/
-predictor.md), so that k is a matter of what was measured. On SmolLM2-135M at 80 % of the
+the same at a and at the dense model. Left out are pairs of sub-blocks that both change. On SmolLM2-135M at 80 % of the
 parameters this alone, with nothing fitted, ranks the best quarter of held-out architectures at a Kendall tau of 0.77,
 where the additive prior ranks it at 0.55 (docs/predictor.md).
 
@@ -47,7 +43,6 @@ class Expansion:
         damage: y_a, in the unit of the slopes (KL in nats per token), above 0.
         widths: told (width, change) of each sub-block, 2 i the attention of layer i and 2 i + 1 its MLP.
         sparsities: told (sparsity, change) of each sub-block.
-        curvature: k.
 
     Raises:
         PredictorError: the architecture or the slopes are not of the layout, or a number is not finite.
@@ -58,7 +53,6 @@ class Expansion:
     damage: float
     widths: tuple[Knots, ...]
     sparsities: tuple[Knots, ...]
-    curvature: float = 1.0
     _genes: FloatArray = field(init=False, repr=False, compare=False)  # (1, layers, genes)
     _table: FloatArray = field(init=False, repr=False, compare=False)  # (2 * layers, widths)
 
@@ -98,12 +92,12 @@ class Expansion:
             alone differ by, over this architecture's damage.
         """
         linear, second = self.parts(prior, genes, terms)
-        near = self.damage + (linear + self.curvature * second).sum(axis=1)
+        near = self.damage + (linear + second).sum(axis=1)
         differ = terms - prior.terms(self._genes)
         return near, np.asarray(np.abs(differ).sum(axis=1) / self.damage)
 
     def parts(self, prior: AdditivePrior, genes: FloatArray, terms: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return what each sub-block changes to first order and, without the curvature, to second order.
+        """Return what each sub-block changes to first order, and to second.
 
         Args:
             prior: of the same damage.
@@ -137,7 +131,6 @@ class Expansion:
             "damage": self.damage,
             "widths": [[list(knot) for knot in own] for own in self.widths],
             "sparsities": [[list(knot) for knot in own] for own in self.sparsities],
-            "curvature": self.curvature,
         }
 
     @classmethod
@@ -151,8 +144,7 @@ class Expansion:
             tuple(tuple((float(gene), float(change)) for gene, change in own) for own in values[name])
             for name in ("widths", "sparsities")
         )
-        architecture, damage = Architecture.from_dict(values["architecture"]), float(values["damage"])
-        return cls(layout, architecture, damage, widths, sparsities, float(values["curvature"]))
+        return cls(layout, Architecture.from_dict(values["architecture"]), float(values["damage"]), widths, sparsities)
 
 
 def surroundings(

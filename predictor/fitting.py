@@ -22,7 +22,6 @@ from space import Architecture, Layout, PredictorError
 
 _CLOSE = 0.25  # of the pairs, by which slopes are judged,
 _JUDGE = ("gaussian_process",)  # and what judges them
-_CURVATURES = (1.0, 1.5, 2.25)  # of expansions, to choose from
 
 
 @dataclass(frozen=True)
@@ -113,18 +112,16 @@ def _prior_of(layout: Layout, pairs: Pairs, target: Target, measured_alone: bool
 
 
 def _judged(problem: _Problem, judged: NDArray[np.bool_]) -> tuple[Expansion, ...]:
-    """Return the expansions by the curvature with which the pairs closest to them are predicted best.
+    """Return the expansions with which the pairs closest to them are predicted best: all, that at the best, or none.
 
-    The first of those between which there is no difference. None of them where no curvature predicts those pairs as
-    well as no slopes do: where much is taken away, a first-order change may say little of a whole step.
+    The first of those between which there is no difference. Where much is taken away, a first-order change may say
+    little of a whole step, and one that was taken far from the best less than nothing.
     """
     genes = problem.pairs.genes
     distance = surroundings(problem.expansions, problem.prior, genes, problem.prior.terms(genes))[:, 1]
     close = judged & (distance <= np.quantile(distance[judged], _CLOSE))
-    tried: list[tuple[Expansion, ...]] = [
-        tuple(replace(each, curvature=own) for each in problem.expansions) for own in _CURVATURES
-    ]
-    tried.append(())
+    best = min(problem.expansions, key=lambda each: each.damage)
+    tried: list[tuple[Expansion, ...]] = [problem.expansions, (best,), ()]
     errors = [replace(problem, expansions=own).validate(_JUDGE, judged).error(close) for own in tried]
     return next(own for own, error in zip(tried, errors, strict=True) if error <= AS_GOOD * min(errors))
 
