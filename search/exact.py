@@ -55,6 +55,9 @@ def column_scores(space: SearchSpace, prior: AdditivePrior) -> list[NDArray[np.f
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Let the process print nothing for a while: HiGHS has lines that no option turns off, and stdout may be JSON."""
+    if "ipykernel" in sys.modules:  # which watches what is printed by a pipe of its own
+        yield
+        return
     library = ctypes.CDLL(None) if os.name == "posix" else ctypes.cdll.msvcrt
     sys.stdout.flush()
     library.fflush(None)
