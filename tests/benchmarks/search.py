@@ -51,7 +51,7 @@ from tests.benchmarks.record import DATA, RESULTS, ROOT, finish, keep, restore
 TOKENS = 800_000
 LENGTH, CALIBRATE, VALIDATE, REPORT = 512, 128, 16, 32  # sequences
 # Sequences of the search text that a strategy measures on, the beginning of the same text for all.
-SEARCH = {"predictor": 8, "evolution": 4, "additive": 4, "random": 4}
+SEARCH = {name: 8 if name == "predictor" else 4 for name in STRATEGIES}
 Rows = dict[str, dict[str, list[dict[str, Any]]]]  # by space and strategy, one a seed
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ORDER = ("predictor", "evolution", "additive", "random")
