@@ -188,7 +188,7 @@ class ArchitectureSampler(BaseSampler):
         generations: int,
         rng: np.random.Generator,
     ) -> list[Architecture]:
-        """Return the best new architecture of each generation: by turns near the best measured, and from anywhere."""
+        """Return the best new architecture of each generation: by turns near the best measured, and their children."""
         breeding = bool(self.ladder.against) or not len(starts)
         seen = {tuple(row) for row in space.encode(each for each in taken if space.allows(each)).tolist()}
         bred = starts
