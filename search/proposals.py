@@ -18,6 +18,7 @@ _ROUNDING_LAYERS = 6
 # Kept shares at which each sub-block is measured alone: dense where good architectures live, since the predictor
 # interpolates between them.
 PRIOR_LEVELS = (0.0, 1 / 3, 2 / 3, 5 / 6, 11 / 12)
+PRIOR_SPARSITIES = (0.5, 0.7, 0.9)
 
 
 def mutate(space: SearchSpace, parents: Indices, rng: np.random.Generator, most_swaps: int = _MOST_SWAPS) -> Indices:
@@ -257,7 +258,11 @@ def rounding_architectures(space: SearchSpace) -> list[Architecture]:
     return [dense.replace(int(layer), mlp_width=whole - 1) for layer in layers]
 
 
-def prior_architectures(space: SearchSpace, levels: Sequence[float] | None = PRIOR_LEVELS) -> list[Architecture]:
+def prior_architectures(
+    space: SearchSpace,
+    levels: Sequence[float] | None = PRIOR_LEVELS,
+    sparsities: Sequence[float] | None = PRIOR_SPARSITIES,
+) -> list[Architecture]:
     """Return the dense model with one sub-block changed at a time, or one block removed in a space of whole blocks.
 
     This is what the additive prior is measured on.
@@ -265,6 +270,7 @@ def prior_architectures(space: SearchSpace, levels: Sequence[float] | None = PRI
     Args:
         space: the search space.
         levels: kept shares that are taken where there are more widths than that; None takes every width.
+        sparsities: those next to which are taken where there are more than that; None takes every one.
     """
     dense = Architecture.dense(space.layout)
     if space.whole_blocks:
@@ -278,6 +284,8 @@ def prior_architectures(space: SearchSpace, levels: Sequence[float] | None = PRI
         if levels is not None and len(widths) > len(levels):
             widths = sorted({min(widths, key=lambda w: abs(w - share * whole)) for share in levels})
         zeros = sorted({option.sparsity for option in options if option.sparsity > 0})
+        if sparsities is not None and len(zeros) > len(sparsities):
+            zeros = sorted({min(zeros, key=lambda z: abs(z - share)) for share in sparsities})
         found += [dense.replace(layer, **{width: value}) for value in widths]
         found += [dense.replace(layer, **{sparsity: share}) for share in zeros]
     return found

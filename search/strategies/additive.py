@@ -18,7 +18,7 @@ def additive(run: Run, tokens: float) -> None:
         run: the run at work.
         tokens: that it may have spent in the end.
     """
-    singles = prior_architectures(run.space)
+    singles = prior_architectures(run.space, sparsities=None)  # all that it goes by, with no slopes to come
     if run.evaluator.dense.dtype != "float32":
         singles += rounding_architectures(run.space)
     with run.spending("Additive search", tokens) as advance:

@@ -60,6 +60,7 @@ SPACES: dict[str, dict[str, Any]] = {
     "widths_80": {"budget": "parameters=0.8"},
     "sparsity_70": {"budget": "nonzero_parameters=0.3", "space.sparsities": [0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]},
     "widths_60": {"budget": "parameters=0.6"},
+    "widths_90": {"budget": "parameters=0.9"},
 }
 
 
