@@ -15,7 +15,6 @@ from space import Architecture, SearchSpace
 
 _LONG = (0.5, 0.7)  # dampings of a step that leaves a valley, by turns
 _MOST_STEPS = 4  # down into another one
-FEW = 4
 _LEAST_GAIN = 0.002  # of the KL: below that, a comparison of two architectures errs by more than it tells
 
 
@@ -57,7 +56,7 @@ def _step(run: Run, study: ArchitectureStudy, number: int, rung: SearchSpace, de
     expansion = expansion_of(run.space, run.slopes_at(before.architecture))
     while True:
         steps = descent.steps(expansion)
-        if planned := _promising(run, _new(run, list(steps))):
+        if planned := _new(run, list(steps)):
             measure_trials(run, study, number, "Descending from the best", planned, "searched")
             after = _best(run, rung)
             assert after is not None
@@ -85,7 +84,7 @@ def wander(run: Run, study: ArchitectureStudy, number: int, tokens: float) -> No
         if run.spent >= tokens:
             return
         steps = descent.steps(expansion_of(run.space, run.slopes_at(here)))
-        planned = _new(run, list(steps))[:1] if step == 0 else _promising(run, _new(run, list(steps)))
+        planned = _new(run, list(steps))[:1] if step == 0 else _new(run, list(steps))
         if not planned:
             return
         measure_trials(run, study, number, "Descending from elsewhere", planned, "searched")
@@ -94,15 +93,6 @@ def wander(run: Run, study: ArchitectureStudy, number: int, tokens: float) -> No
         if step and found[lowest] >= found[here]:
             return
         here, descent.damping = lowest, steps[lowest] if step else FIRST_DAMPING
-
-
-def _promising(run: Run, planned: list[Architecture]) -> list[Architecture]:
-    """Return the one of the steps that is best on the beginning of the search text, to be measured on all of it."""
-    sequences = len(run.evaluator.texts.of("search"))
-    if FEW == 0 or len(planned) < 2 or sequences < FEW:
-        return planned
-    found = run.score(planned, "searched", f"search:{sequences // FEW}")
-    return [min(found, key=lambda pair: pair.measurement.kl).architecture]
 
 
 def _best(run: Run, rung: SearchSpace) -> Pair | None:
