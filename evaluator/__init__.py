@@ -7,13 +7,16 @@ model, installs one architecture after another in it by slicing and masking, mea
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evaluator.builtin import PACKAGED_MODELS
+from evaluator.calibration_set import SELF, Calibration, CalibrationSet, gather_set
 from evaluator.checkpoint import DenseModel, choose_dtype, hash_weights, open_model
 from evaluator.evaluator import Evaluator
+from evaluator.filters import Filters
+from evaluator.generation import Writing
 from evaluator.measurement import Difference, Measurement, Protocol, difference
 from evaluator.precision import Agreement, agreement_with_float32
 from evaluator.pruned_model import PRUNED
 from evaluator.slopes import Slopes
-from evaluator.splits import SELF, SPLITS, SplitSizes, Texts, load_texts, prepare_texts, text_to_write
+from evaluator.splits import SPLITS, SplitSizes, Texts, load_texts, prepare_texts, text_to_write
 from evaluator.standalone import standalone
 from evaluator.store import Pair, PairStore, is_forgotten, this_process
 from evaluator.stream import Stream
@@ -29,9 +32,12 @@ __all__ = [
     "SELF",
     "SPLITS",
     "Agreement",
+    "Calibration",
+    "CalibrationSet",
     "DenseModel",
     "Difference",
     "Evaluator",
+    "Filters",
     "Measurement",
     "Pair",
     "PairStore",
@@ -40,9 +46,11 @@ __all__ = [
     "SplitSizes",
     "Stream",
     "Texts",
+    "Writing",
     "agreement_with_float32",
     "choose_dtype",
     "difference",
+    "gather_set",
     "hash_weights",
     "is_forgotten",
     "load_texts",

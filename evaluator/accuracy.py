@@ -17,7 +17,7 @@ The same tokens also tell nearly by how much to divide q: to normalise it by the
 of 99 % of the vocabulary. `python -m tests.benchmarks.divergence` gives the errors against exact sums.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -159,6 +159,22 @@ def score_tokens(
         agreements.append((found[:, -1] >= highest).float())
         kls.append(divergence(logprobs, rest, found[:, :-2] - total[:, None]))
     return TokenScores(torch.cat(nlls).cpu(), torch.cat(kls).cpu(), torch.cat(agreements).cpu())
+
+
+def unit_losses(dense: DenseModel, tokens: Tensor, progress: Callable[[int], None] = lambda _: None) -> Tensor:
+    """Return the mean negative log-likelihood of each unit of text (units,), nats per token.
+
+    Args:
+        dense: the model that judges, as it is installed.
+        tokens: (units, size) token ids.
+        progress: told the tokens of each step.
+    """
+    head, found = Head(dense), []
+    for hidden, targets in _hidden(dense, tokens):
+        logits = head(hidden).float()
+        found.append((logits.logsumexp(dim=-1) - logits.gather(1, targets[:, None])[:, 0]).cpu())
+        progress(len(targets))
+    return torch.cat(found).view(len(tokens), -1).mean(dim=1)
 
 
 def _estimated_normaliser(found: Tensor, logprobs: Tensor, rest: Tensor) -> Tensor:

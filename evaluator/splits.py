@@ -4,30 +4,25 @@ What is used to choose is never what is reported: the four splits come from sepa
 from a text of its own.
 """
 
-import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evaluator.calibration_set import SELF, Calibration, fingerprint, gather_set
 from evaluator.checkpoint import DenseModel
-from evaluator.texts import (
-    CALIBRATION,
-    HUB_PREFIX,
-    MEASURING,
-    Progress,
-    Writing,
-    generate_tokens,
-    tokenise,
-    tokens_to_write,
-)
+from evaluator.generation import MEASURING, Progress, generate_tokens, tokens_to_write
+from evaluator.sources import is_hub, named, same_source, tokenise
 from space import SettingError, TextError
 
-SELF = "self"
 SPLITS = ("calibrate", "search", "validate", "report")
+_RECORD = "calibration set"  # beside the splits' names in the metadata of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +47,15 @@ class SplitSizes:
 class Texts:
     """Token ids of the four splits, each (sequences, sequence_length) int64, and where each came from.
 
+    `calibration` is the record of the calibration set, where one was made (see `evaluator.calibration_set`).
+
     `search:2` is called the beginning of a split, here its first two sequences: a text of its own, to measure on what
     may not be worth more.
     """
 
     tokens: dict[str, Tensor]
     sources: dict[str, str]
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, split: str) -> Tensor:
         """Return the token ids (sequences, sequence_length) of a split or of its beginning.
@@ -84,13 +82,12 @@ class Texts:
 
     def fingerprint(self, split: str) -> str:
         """Return the first 16 hexadecimal digits of the SHA-256 of the token ids of a split or of its beginning."""
-        tokens = self.of(split).contiguous()
-        return hashlib.sha256(f"{tuple(tokens.shape)}".encode() + tokens.numpy().tobytes()).hexdigest()[:16]
+        return fingerprint(self.of(split))
 
     def save(self, file: Path) -> None:
         """Write the splits as safetensors."""
         beside = file.with_suffix(".partial")
-        save_file(self.tokens, beside, metadata=self.sources)
+        save_file(self.tokens, beside, metadata={**self.sources, _RECORD: json.dumps(self.calibration)})
         beside.replace(file)
 
 
@@ -100,7 +97,7 @@ def load_texts(file: Path) -> Texts:
 
     with safe_open(file, framework="pt") as stream:
         sources = dict(stream.metadata())
-    return Texts(load_file(file), sources)
+    return Texts(load_file(file), sources, json.loads(sources.pop(_RECORD, "{}")))
 
 
 def prepare_texts(
@@ -111,98 +108,111 @@ def prepare_texts(
     cache: Path,
     report_source: str | None = None,
     progress: Progress = lambda _: None,
+    calibration: Calibration | None = None,
 ) -> Texts:
     """Make the four splits.
 
     Args:
         dense: whose tokenizer reads, or who writes, the text.
-        source: `self`, a .txt or .jsonl file, or `hub:DATASET[:CONFIG[:SPLIT]]`.
+        source: `self`, or a text as `evaluator.sources.tokenise` reads it.
         sizes: of the splits.
         seed: chooses the sequences and drives generation.
         cache: folder for generated batches.
         report_source: another text for reporting; its leading sequences are taken. None reports on `source`.
         progress: told the tokens of each step of generation.
+        calibration: what to calibrate on; None, or one without sources, takes `source`, of which the calibration set
+            then has a region of its own.
 
     Raises:
         TextError: a text is missing, unreadable or too short.
-        SettingError: the sequences are longer than the model's positions.
+        SettingError: the sequences are longer than the model's positions, or a text is to calibrate on that is
+            searched or reported on.
     """
     if sizes.sequence_length > dense.longest_sequence:
         raise SettingError(
             f"sequence_length must be at most {dense.longest_sequence} tokens for this model, but is "
             f"{sizes.sequence_length}; lower it."
         )
-    counts = _own_counts(source, sizes, report_source)
-    make = _generated if source == SELF else _read
-    tokens = make(dense, source, counts, sizes.sequence_length, seed, cache, progress)
-    sources = dict.fromkeys(counts, "self-generated" if source == SELF else _named(source))
+    recipe = _resolved(calibration, source, report_source)
+    length, counts = sizes.sequence_length, _own_counts(source, sizes, report_source)
+    pools = {}
+    if source == SELF:
+        written = generate_tokens(dense, sum(counts.values()), length, MEASURING, seed, cache, progress)
+        parts = written.split(list(counts.values()))
+        tokens = {split: part.clone() for split, part in zip(counts, parts, strict=True)}
+    else:
+        own = recipe.filters.needed(recipe.shares(sizes.calibrate).get(source, 0))
+        tokens, pools[source] = _read(dense, source, {"calibrate": own, **counts}, length, seed)
+    made = gather_set(dense, recipe, sizes.calibrate, length, seed, cache, progress, pools)
+    sources = {"calibrate": " and ".join(_title(each) for each, _ in recipe.sources)}
+    sources |= dict.fromkeys(counts, _title(source))
     if "report" not in counts:
         assert report_source is not None
         tokens["report"] = _leading(dense, report_source, sizes)
-        sources["report"] = _named(report_source)
-    return Texts(tokens, sources)
+        sources["report"] = named(report_source)
+    return Texts({"calibrate": made.tokens, **tokens}, sources, made.record)
 
 
-def text_to_write(source: str, sizes: SplitSizes, report_source: str | None = None) -> int:
+def text_to_write(
+    source: str, sizes: SplitSizes, report_source: str | None = None, calibration: Calibration | None = None
+) -> int:
     """Return the tokens that the dense model writes for `prepare_texts`."""
-    if source != SELF:
-        return 0
-    counts = _own_counts(source, sizes, report_source)
-    length = sizes.sequence_length
-    return sum(tokens_to_write(sum(splits.values()), length, writing) for writing, splits in _writings(counts).items())
+    recipe, length = _resolved(calibration, source, report_source), sizes.sequence_length
+    measured = sum(_own_counts(source, sizes, report_source).values()) if source == SELF else 0
+    return recipe.tokens_to_write(sizes.calibrate, length) + tokens_to_write(measured, length, MEASURING)
+
+
+def _resolved(calibration: Calibration | None, source: str, report_source: str | None) -> Calibration:
+    """Return a recipe with sources, of which none is a text that is searched or reported on."""
+    recipe = calibration or Calibration()
+    if not recipe.sources:
+        return replace(recipe, sources=((source, 1.0),))
+    for each, _ in recipe.sources:
+        for use, other in (("searches", source), ("reports", report_source)):
+            if each not in (SELF, source) and other not in (SELF, None) and same_source(each, other):
+                raise SettingError(
+                    f"A run must calibrate on other text than it {use} on, but {each!r} is both; give another, or "
+                    "spell both alike, and each has a part of the text for itself."
+                )
+    return recipe
 
 
 def _own_counts(source: str, sizes: SplitSizes, report_source: str | None) -> dict[str, int]:
-    """Return the sequences of each split that `source` gives."""
-    own = [split for split in SPLITS if split != "report" or _same(source, report_source)]
+    """Return the sequences of each split that `source` gives, calibration apart."""
+    own = [split for split in SPLITS[1:] if split != "report" or _same(source, report_source)]
     return {split: getattr(sizes, split) for split in own}
 
 
 def _same(source: str, report_source: str | None) -> bool:
     if report_source is None or report_source == source:
         return True
-    files = not source.startswith(HUB_PREFIX) and source != SELF and not report_source.startswith(HUB_PREFIX)
-    return files and Path(source).resolve() == Path(report_source).resolve()
+    return SELF not in (source, report_source) and not is_hub(source) and same_source(source, report_source)
 
 
-def _named(source: str) -> str:
-    return source if source.startswith(HUB_PREFIX) else Path(source).name
-
-
-def _generated(
-    dense: DenseModel, _: str, counts: dict[str, int], length: int, seed: int, cache: Path, progress: Progress
-) -> dict[str, Tensor]:
-    tokens: dict[str, Tensor] = {}
-    for writing, splits in _writings(counts).items():
-        written = generate_tokens(dense, sum(splits.values()), length, writing, seed, cache, progress)
-        parts = written.split(list(splits.values()))
-        tokens |= {split: part.clone() for split, part in zip(splits, parts, strict=True)}
-    return tokens
-
-
-def _writings(counts: dict[str, int]) -> dict[Writing, dict[str, int]]:
-    """Return the sequences of each split by how they are written."""
-    found: dict[Writing, dict[str, int]] = {}
-    for split, count in counts.items():
-        found.setdefault(CALIBRATION if split == "calibrate" else MEASURING, {})[split] = count
-    return found
+def _title(source: str) -> str:
+    return "self-generated" if source == SELF else named(source)
 
 
 def _read(
-    dense: DenseModel, source: str, counts: dict[str, int], length: int, seed: int, _: Path, __: Progress
-) -> dict[str, Tensor]:
-    """Cut a text into one region per split and draw each split's sequences from its region."""
+    dense: DenseModel, source: str, counts: dict[str, int], length: int, seed: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Cut a text into one region per split and draw each split's sequences from its region.
+
+    Returns:
+        All splits but that to calibrate on, and its whole region.
+    """
     needed = sum(counts.values())
-    stream = tokenise(dense, source, at_most=8 * needed * length if source.startswith(HUB_PREFIX) else None)
+    stream = tokenise(dense, source, at_most=8 * needed * length if is_hub(source) else None)
     sequences = _packed(stream, source, needed, length)
     # Regions share out what there is in proportion to what is asked, each at least as large as its split.
     edges = np.cumsum([0, *counts.values()]) * len(sequences) // needed
     rng = np.random.default_rng(seed)
     tokens = {}
     for (split, count), first, last in zip(counts.items(), edges[:-1], edges[1:], strict=True):
-        chosen = np.sort(rng.choice(np.arange(first, last), size=count, replace=False))
-        tokens[split] = sequences[torch.from_numpy(chosen)].clone()
-    return tokens
+        if split != "calibrate":
+            chosen = np.sort(rng.choice(np.arange(first, last), size=count, replace=False))
+            tokens[split] = sequences[torch.from_numpy(chosen)].clone()
+    return tokens, sequences[: edges[1]]
 
 
 def _leading(dense: DenseModel, source: str, sizes: SplitSizes) -> Tensor:

@@ -17,7 +17,7 @@ from evaluator import SELF, DenseModel, SplitSizes, open_model, prepare_texts
 from evaluator.accuracy import TOP_K, _hidden, make_reference, score_tokens
 from evaluator.head import Head
 from evaluator.pruning import Surgeon, gather_statistics
-from evaluator.texts import tokenise
+from evaluator.sources import tokenise
 from space import Architecture, Budget, Criterion, uniform_widths, whole_ends
 from tests.benchmarks.record import DATA, ROOT, arguments, finish
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from evaluator import DenseModel, Evaluator, Pair, PairStore, Slopes, Stream, Texts, open_model
-from evaluator.texts import tokenise
+from evaluator.sources import tokenise
 from search.config import RunConfig, load_config
 from search.objective import additive_prior
 from search.progress import Reporter

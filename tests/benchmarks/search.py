@@ -35,7 +35,7 @@ import torch
 from filelock import FileLock
 
 from evaluator import DenseModel, Evaluator, Measurement, PairStore, Texts, difference, open_model
-from evaluator.texts import tokenise
+from evaluator.sources import tokenise
 from evaluator.timing import processor_name
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig, load_config

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import kendalltau
 
 from evaluator import Evaluator, Measurement, PairStore, Texts, open_model
-from evaluator.texts import tokenise
+from evaluator.sources import tokenise
 from search import selection
 from search.folder import RunFolder
 from space import Architecture

@@ -11,7 +11,7 @@ import evaluator.evaluator as evaluator_module
 from evaluator import open_model
 from evaluator.accuracy import TAIL_DRAWS, TOP_K, TokenScores, _choose, make_reference, score_tokens
 from evaluator.measurement import Measurement, Protocol, difference
-from evaluator.texts import tokenise
+from evaluator.sources import tokenise
 from space import Architecture, ArchitectureError, Criterion, MeasurementError, RunFolderError, SettingError
 from tests.evaluator.pieces import logits_of, make_evaluator, make_surgeon, mixed, random_texts
 from tests.pico import pico_tokens

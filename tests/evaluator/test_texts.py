@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from evaluator import SPLITS, SplitSizes, load_texts, open_model, prepare_texts, text_to_write
-from evaluator.openings import OPENINGS
-from evaluator.texts import (
+from evaluator.generation import (
     CALIBRATION,
     GENERATION_BATCH,
     MEASURING,
     Writing,
     generate_tokens,
-    tokenise,
     tokens_to_write,
 )
+from evaluator.openings import OPENINGS
+from evaluator.sources import tokenise
 from space import SettingError, TextError
 from tests.evaluator.pieces import logits_of
 from tests.pico import SENTENCE, VOCABULARY
@@ -59,6 +59,7 @@ def test_splits_are_disjoint_regions_of_a_file(pico, text_file, tmp_path):
     sequences = stream[: len(stream) // 16 * 16].view(-1, 16).tolist()
     assert len(rows(torch.tensor(sequences))) == len(sequences)  # else a place could not be told from its content
     places = {split: [sequences.index(row) for row in texts.tokens[split].tolist()] for split in SPLITS}
+    places["calibrate"].sort()  # drawn in a random order
     in_order = [place for split in SPLITS for place in places[split]]
     assert in_order == sorted(set(in_order))
     assert set(texts.sources.values()) == {"garden.txt"}
@@ -256,7 +257,11 @@ def test_a_jsonl_file_joins_its_documents_with_the_end_token(pico, tmp_path):
         ("missing.txt", None, "must exist, but there is no .*missing.txt'; check the path"),
         ("latin.txt", "Gärtner".encode("latin-1"), "must be UTF-8, but .*latin.txt' is not; convert it"),
         ("empty.txt", b"", "must hold at least one word, but .*empty.txt' holds none"),
-        ("text.pdf", b"%PDF", "must be `self`, a .txt or .jsonl file or hub:DATASET, but is .*text.pdf'; rename"),
+        (
+            "text.pdf",
+            b"%PDF",
+            "must be `self`, a .txt, .jsonl or .parquet file, hub:DATASET or .*, but is .*text.pdf'; rename",
+        ),
         ("broken.jsonl", b'{"text": "a"}\n{"text": ', "line 2 of .*broken.jsonl' is not; repair or remove it"),
         ("other.jsonl", b'{"content": "a"}\n', "line 1 of .*other.jsonl' is not"),
         ("list.jsonl", b'{"text": "a"}\n\n[1]\n', "line 3 of .*list.jsonl' is not"),

@@ -127,6 +127,20 @@ def test_the_prior_changes_one_sub_block_at_a_time(layout, budget, more):
         assert 0 in levels or more.get("removal") is False  # the deepest cut is among them
 
 
+def test_of_many_sparsities_the_prior_takes_those_next_to_three():
+    space = build_space(
+        PICO,
+        (Budget.parse("nonzero_parameters=0.5"),),
+        widths=False,
+        removal=False,
+        sparsities=(0.0, 0.2, 0.45, 0.6, 0.72, 0.8, 0.95),
+    )
+    found = prior_architectures(space)
+    assert sorted({layer.mlp_sparsity for each in found for layer in each.layers}) == [0.0, 0.45, 0.72, 0.95]
+    every = prior_architectures(space, sparsities=None)
+    assert len(every) == 2 * len(found) == space.columns * 6
+
+
 def test_rounding_is_measured_at_both_ends_and_between():
     found = rounding_architectures(SPACE)
     layers = SPACE.layout.layers
