@@ -16,6 +16,7 @@ from evaluator.kernels import KernelsName, choose_kernels, running_by
 from evaluator.measurement import DIVERGENCE, ESTIMATED_DIVERGENCE, Measurement, Protocol
 from evaluator.memory import PREFIX_SHARE, allowance, give_back, levels_allowance
 from evaluator.pruning import Levels, Surgeon, passed_over
+from evaluator.pruning.statistics import LayerStatistics
 from evaluator.slopes import FORWARD_PASSES, Slopes
 from evaluator.slopes import slopes as slopes_of
 from evaluator.splits import Texts
@@ -63,15 +64,16 @@ class Evaluator:
         self.store = store
         self.criterion = criterion or Criterion()
         self._folder = folder
+        self._held: tuple[Sequence[LayerStatistics], str] | None = None  # of `calibrated_on`
         self.surgeon = self._surgeon(progress)
         self._references: dict[str, Reference] = {}
         self._prefixes: dict[str, dict[int, Tensor]] = {}  # by the layer that they go into
 
     def _surgeon(self, progress: Callable[[int], None] = lambda _: None) -> Surgeon:
         dense = self.dense
-        statistics, key = calibrate(dense, self.texts, self.criterion, self._folder, progress)
+        statistics, key = self._held or calibrate(dense, self.texts, self.criterion, self._folder, progress)
         give_back()
-        folder = self._folder / f"levels-{key}" if self._folder else None
+        folder = self._folder / f"levels-{key}" if self._folder and not self._held else None
         levels = Levels(folder, levels_allowance(dense.model.device, dense.weights_bytes))
         return Surgeon(dense.layers, dense.layout.pruned_by(self.criterion), statistics, self.criterion, levels)
 
@@ -87,6 +89,29 @@ class Evaluator:
         finally:
             self.surgeon.restore()
             self.criterion, self.surgeon = own
+
+    @contextlib.contextmanager
+    def calibrated_on(
+        self, tokens: Tensor, criterion: Criterion, progress: Callable[[int], None] = lambda _: None
+    ) -> Iterator[None]:
+        """Calibrate on other text for a while, kept in memory; `pruning_by` meanwhile goes by the same statistics.
+
+        Args:
+            tokens: (sequences, sequence_length) token ids.
+            criterion: to prune by, which needs all that criteria of `pruning_by` will need of the statistics.
+            progress: told 1 after each layer.
+        """
+        own = self.texts, self.criterion, self.surgeon, self._held
+        self.surgeon.restore()
+        try:
+            self.texts = replace(own[0], tokens={**own[0].tokens, "calibrate": tokens})
+            self.criterion, self._held = criterion, None
+            self._held = calibrate(self.dense, self.texts, criterion, None, progress)
+            self.surgeon = self._surgeon()
+            yield
+        finally:
+            self.surgeon.restore()
+            self.texts, self.criterion, self.surgeon, self._held = own
 
     def protocol(self, split: str) -> Protocol:
         """Return the protocol of measurements on a split."""

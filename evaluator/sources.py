@@ -1,5 +1,6 @@
 """Where given text comes from: a local file or a data set of the hub, as documents or as one stream of token ids."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,13 @@ def same_source(one: str, other: str) -> bool:
 def named(source: str) -> str:
     """Return a source as records tell it: a file without its folder."""
     return source if is_hub(source) else Path(source).name
+
+
+def identity(source: str) -> str:
+    """Return what tells a source from others on any machine: of a file its name and what it holds."""
+    if is_hub(source) or not Path(source).is_file():
+        return source
+    return f"{Path(source).name} {hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]}"
 
 
 def tokenise(dense: DenseModel, source: str, at_most: int | None = None, shortest: int = 0) -> Tensor:

@@ -1,0 +1,195 @@
+"""Which text a model should be calibrated on: common sources, text of its own, filtered or not, and a mix.
+
+    python -m tests.benchmarks.calibration [--quick] [--seed N] [--device NAME] [--source NAME ...] [--part NAME ...]
+
+SmolLM2-135M; calibration sets of 32 x 512 tokens. Perplexity on 16,384 tokens each of WikiText-2 test and of C4 that no
+set is drawn from; accuracy on 200 items each of ARC-Easy, PIQA, OpenBookQA and WinoGrande, zero-shot, the same for all.
+Figures are means over draws of the sets with the deviation of a draw; rows are kept in runs/benchmark-calibration, so
+that the benchmark goes on where it was stopped, and in the result.
+
+| part | sources, settings and draws |
+| --- | --- |
+| main | the six sources; Wanda and SparseGPT at 60 % and 2:4, 5 draws |
+| more | the same at 50 %, under DSnoT and OWL at 60 %, and widths at 80 %, 2 draws |
+| ways | of writing and filtering text of one's own: Wanda and SparseGPT at 60 %, widths at 80 %, 3 draws |
+
+| figure | meaning |
+| --- | --- |
+| `perplexity`, `accuracy` | by setting and source, with `_deviation`; `all` is the geometric mean of the texts |
+| `winner` | by setting, the source of the lowest geometric mean of perplexities, and of the highest accuracy |
+| `self_filtered_less` | accuracy of filtered text of the model's own less that of each common source, paired by draw, |
+| | mean over the four settings of `main` with its standard error, in points |
+| `generation` | tokens a second, of a batch and of one sequence at a time, and minutes for 128 x 512 tokens |
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluator import SELF, Calibration, DenseModel, Evaluator, Filters, Writing
+from evaluator.generation import CALIBRATION, write_documents
+from evaluator.sources import tokenise
+from search.calibration_study import Row, Setting, Study, described, run_study, summary, winners
+from search.progress import Reporter
+from space import Architecture
+from tests.benchmarks.record import DATA, ROOT, finish
+from tests.benchmarks.search import device_name, open_dense
+from tests.benchmarks.tasks import TASKS, Item, log_likelihoods, read_items
+
+LENGTH, SEQUENCES, REPORT, ITEMS = 512, 32, 32, 200
+C4, WIKIPEDIA = str(DATA / "text" / "c4.jsonl"), str(DATA / "text" / "wikipedia.txt")
+WIKITEXT = str(DATA / "text" / "wikitext2.train-first1mb.txt")
+FILTERED = Filters(perplexity=0.2)
+OWN = ((SELF, 1.0),)
+COMMON = ("c4", "wikipedia", "wikitext2")
+SOURCES = {
+    "c4": Calibration(((C4, 1.0),)),
+    "wikipedia": Calibration(((WIKIPEDIA, 1.0),)),
+    "wikitext2": Calibration(((WIKITEXT, 1.0),)),
+    "self": Calibration(OWN),
+    "self_filtered": Calibration(OWN, filters=FILTERED),
+    "mix": Calibration(((C4, 1.0), (WIKIPEDIA, 1.0), (WIKITEXT, 1.0), (SELF, 1.0)), filters=FILTERED),
+}
+PAPER = Writing(512, (0.6, 0.8), WIKIPEDIA, None, 0.95, 50, 1.1)
+PLAIN = Writing(512, (1.0,), WIKIPEDIA)
+WAYS = {
+    "self_paper": Calibration(OWN, PAPER, FILTERED),
+    "self_paper_unfiltered": Calibration(OWN, PAPER),
+    "self_paper_64": Calibration(OWN, replace(PAPER, prefix_tokens=64), FILTERED),
+    "self_paper_t1": Calibration(
+        OWN, replace(PAPER, temperatures=(1.0,), top_p=1.0, top_k=0, repetition_penalty=1.0), FILTERED
+    ),
+    "self_bos": Calibration(OWN, replace(CALIBRATION, prefix="bos"), FILTERED),
+    "self_t08": Calibration(OWN, replace(CALIBRATION, temperatures=(0.8,)), FILTERED),
+    "self_512": Calibration(OWN, replace(CALIBRATION, document=512), FILTERED),
+    "self_half": Calibration(OWN, filters=Filters(perplexity=0.5)),
+    "self_and_c4": Calibration((*OWN, (C4, 1.0)), filters=FILTERED),
+}
+MAIN = ("wanda:0.6", "sparsegpt:0.6", "wanda:2:4", "sparsegpt:2:4")
+MORE = ("wanda:0.5", "sparsegpt:0.5", "dsnot:0.6", "owl-wanda:0.6", "wanda:parameters=0.8")
+FEW = ("wanda:0.6", "sparsegpt:0.6", "wanda:parameters=0.8")
+PARTS = {"main": (SOURCES, MAIN, 5), "more": (SOURCES, MORE, 2), "ways": (WAYS, FEW, 3)}
+
+
+def main() -> None:
+    """Measure what is missing and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small model, in a minute or two, not recorded")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where the model is, e.g. cuda")
+    parser.add_argument("--part", action="append", choices=list(PARTS), help="which; all without")
+    parser.add_argument("--source", action="append", choices=[*SOURCES, *WAYS], help="which to measure; all without")
+    options = parser.parse_args()
+    quick, folder = options.quick, ROOT / "runs" / f"benchmark-calibration{'-quick' if options.quick else ''}"
+    dense = open_dense(quick, options.device)
+    figures: dict[str, Any] = {}
+    details: dict[str, Any] = {"seed": options.seed, "device": device_name(dense), "parts": {}}
+    for part in options.part or PARTS:
+        sources, settings, draws = PARTS[part]
+        chosen = {name: each for name, each in sources.items() if name in (options.source or sources)}
+        numbers = range(2 if quick else draws)
+        study = _study(dense, chosen, settings, options.seed, quick)
+        rows = run_study(dense, study, numbers, folder, Reporter(), _Tasks(10 if quick else ITEMS))
+        figures[part] = figures_of(rows)
+        details["parts"][part] = {**described(study, numbers), "rows": rows}
+    if not options.source:
+        figures["generation"] = _generation(dense, folder, quick)
+    finish("calibration", figures, details, quick or bool(options.source or options.part))
+
+
+def _study(
+    dense: DenseModel, sources: Mapping[str, Calibration], settings: Sequence[str], seed: int, quick: bool
+) -> Study:
+    """Return a part: C4 has a half to calibrate on and one to report on."""
+    length, sequences, report = (64, 4, 4) if quick else (LENGTH, SEQUENCES, REPORT)
+    c4 = tokenise(dense, C4)
+    c4 = c4[: len(c4) // length * length].view(-1, length)
+    test = tokenise(dense, str(DATA / "text" / "wikitext2.test.txt"))[: report * length].view(report, length)
+    half = len(c4) // 2
+    # Of one document on either side of the middle a part would be in both.
+    texts = {"wikitext2_test": test, "c4_held_out": c4[half + 8 : half + 8 + report]}
+    return Study(sources, [Setting.parse(each) for each in settings], texts, sequences, length, seed, {C4: c4[:half]})
+
+
+class _Tasks:
+    """Measures the mean accuracy over tasks of what is installed."""
+
+    def __init__(self, count: int) -> None:
+        self._items: dict[str, list[Item]] = {task: read_items(task, count, 0) for task in TASKS}
+
+    def __call__(self, judge: Evaluator, architecture: Architecture, draw: int) -> dict[str, Any]:
+        own = {task: self._accuracy(judge.dense, items) for task, items in self._items.items()}
+        return {"accuracy": float(np.mean(list(own.values()))), "tasks": own}
+
+    def _accuracy(self, dense: DenseModel, items: Sequence[Item]) -> float:
+        sums = iter(log_likelihoods(dense, [pair for choices, _ in items for pair in choices]))
+        return float(np.mean([np.argmax([next(sums) for _ in choices]) == gold for choices, gold in items]))
+
+
+def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the figures of one part."""
+    table = summary(rows)
+    names = ("perplexity", "perplexity_deviation", "accuracy", "accuracy_deviation")
+    found: dict[str, Any] = {
+        name: {setting: {source: each[name] for source, each in own.items()} for setting, own in table.items()}
+        for name in names
+    }
+    best = {setting: max(own, key=lambda source: own[source]["accuracy"]) for setting, own in table.items()}
+    found["winner"] = {"perplexity": winners(table), "accuracy": best}
+    found["self_filtered_less"] = {other: _less(rows, other) for other in COMMON}
+    return found
+
+
+def _less(rows: Sequence[Row], other: str) -> dict[str, list[float]]:
+    """Return by how much filtered text of the model's own is better, paired by draw and setting: mean and error."""
+    values: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        values.setdefault((row["setting"], row["source"]), {})[row["draw"]] = row
+    points, logs = [], []
+    for (setting, source), own in values.items():
+        if source == "self_filtered" and (setting, other) in values:
+            theirs = values[setting, other]
+            points += [100 * (own[draw]["accuracy"] - theirs[draw]["accuracy"]) for draw in own if draw in theirs]
+            logs += [_log(own[draw]) - _log(theirs[draw]) for draw in own if draw in theirs]
+    if len(points) < 2:
+        return {}
+    return {"accuracy_points": _mean_and_error(points), "log_perplexity": _mean_and_error(logs)}
+
+
+def _log(row: Row) -> float:
+    return float(np.mean(np.log(list(row["perplexity"].values()))))
+
+
+def _mean_and_error(values: Sequence[float]) -> list[float]:
+    return [round(float(np.mean(values)), 4), round(float(np.std(values, ddof=1) / np.sqrt(len(values))), 4)]
+
+
+def _generation(dense: DenseModel, folder: Path, quick: bool) -> dict[str, float]:
+    """Return the speed of writing in batches and one at a time, on this machine; measured once."""
+    file = folder / f"generation-{dense.model.device.type}.json"
+    if not file.exists():
+        documents, alone = (32, 2) if quick else (128, 4)
+        speeds = {}
+        for name, count in (("one_at_a_time", alone), ("batched", documents)):
+            with tempfile.TemporaryDirectory() as cache:
+                started = time.perf_counter()
+                for first in range(count if name == "one_at_a_time" else 1):
+                    size = 1 if name == "one_at_a_time" else count
+                    write_documents(dense, size, CALIBRATION.document, CALIBRATION, 0, Path(cache), first=first)
+                speeds[name] = count * CALIBRATION.document / (time.perf_counter() - started)
+        file.write_text(json.dumps(speeds))
+    speeds = json.loads(file.read_text())
+    minutes = 128 * 512 / speeds["batched"] / 60
+    ratio = speeds["batched"] / speeds["one_at_a_time"]
+    return {**{k: round(v, 1) for k, v in speeds.items()}, "speedup": round(ratio, 2), "minutes": round(minutes, 2)}
+
+
+if __name__ == "__main__":
+    main()
