@@ -22,6 +22,7 @@ from torch import Tensor
 
 from evaluator import Calibration, CalibrationSet, DenseModel, Evaluator, PairStore, Texts, allocation, gather_set
 from evaluator.sources import identity
+from search.environment import device_name
 from search.folder import write_json
 from search.progress import Reporter
 from space import (
@@ -184,6 +185,7 @@ def run_study(
         if file.exists():
             rows[cell] = json.loads(file.read_text())
     missing = [cell for cell in cells if cell not in rows]
+    where = {"device": device_name(dense)}
     if missing:
         with (
             reporter.stage("Calibration study", len(missing), "measurements") as advance,
@@ -193,7 +195,7 @@ def run_study(
                 made = draw_set(dense, study, source, draw, folder)
                 settings = [cell[2] for cell in missing if cell[:2] == (source, draw)]
                 for setting, figures in _measured(judge, study, made, draw, settings, also):
-                    row = {"source": source, "draw": draw, "setting": str(setting), **figures}
+                    row = {"source": source, "draw": draw, "setting": str(setting), **where, **figures}
                     file = _file(folder, key, source, draw, setting, study.sources[source])
                     file.parent.mkdir(parents=True, exist_ok=True)
                     write_json(file, row)

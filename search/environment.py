@@ -35,6 +35,12 @@ def describe_environment(dense: DenseModel, agreement: Agreement | None = None) 
     }
 
 
+def device_name(dense: DenseModel) -> str:
+    """Return what a model runs on."""
+    device = dense.model.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -23,7 +23,6 @@ from space.cost import zeros_per_row
 
 DAMPING = 0.01
 BLOCK = 128  # columns that are judged together, the paper's value
-_LAUNCHED_ROWS = 8192  # of a block; with fewer a GPU spends its time on being told what to do, column by column
 
 
 def prune(
@@ -57,9 +56,8 @@ def prune(
         if pattern is None:
             zeros = planned[:, first:last].sum(dim=1, keepdim=True)
             removed = _cheapest(result[:, first:last], upper.diagonal()[first:last], zeros)
-        part = slice(first, last)
-        block, errors = _sweep_where_quick(result[:, part], upper[part, part], removed, pattern)
-        result[:, part] = block
+        block, errors = _sweep(result[:, first:last], upper[first:last, first:last], removed, pattern)
+        result[:, first:last] = block
         result[:, last:] -= errors @ upper[first:last, last:]
     return _better_rows(weight.float(), result, _wanda(weight, second_moments, sparsity, pattern), second_moments)
 
@@ -106,16 +104,6 @@ def _cheapest(weight: Tensor, diagonal: Tensor, zeros: Tensor | int) -> Tensor:
     """
     ranks = (weight / diagonal).square().argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     return ranks < zeros
-
-
-def _sweep_where_quick(
-    weight: Tensor, upper: Tensor, removed: Tensor | None, pattern: tuple[int, int] | None
-) -> tuple[Tensor, Tensor]:
-    """Sweep a block where that takes least: on a GPU where it has many rows, else on the processor."""
-    place = weight.device if len(weight) >= _LAUNCHED_ROWS else torch.device("cpu")
-    moved = None if removed is None else removed.to(place)
-    block, errors = _sweep(weight.to(place), upper.to(place), moved, pattern)
-    return block.to(weight.device), errors.to(weight.device)
 
 
 def _sweep(

@@ -37,10 +37,11 @@ from evaluator import SELF, Calibration, DenseModel, Evaluator, Filters, Writing
 from evaluator.generation import CALIBRATION, write_documents
 from evaluator.sources import tokenise
 from search.calibration_study import Row, Setting, Study, described, run_study, summary, winners
+from search.environment import device_name
 from search.progress import Reporter
 from space import Architecture
 from tests.benchmarks.record import DATA, ROOT, finish
-from tests.benchmarks.search import device_name, open_dense
+from tests.benchmarks.search import open_dense
 from tests.benchmarks.tasks import TASKS, Item, log_likelihoods, read_items
 
 LENGTH, SEQUENCES, REPORT, ITEMS = 512, 32, 32, 200

@@ -36,10 +36,9 @@ from filelock import FileLock
 
 from evaluator import DenseModel, Evaluator, Measurement, PairStore, Texts, difference, open_model
 from evaluator.sources import tokenise
-from evaluator.timing import processor_name
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig, load_config
-from search.environment import commit
+from search.environment import commit, device_name
 from search.folder import RunFolder
 from search.job import Run, Spent
 from search.progress import Reporter
@@ -203,12 +202,6 @@ def curve(bench: Bench, strategy: str) -> dict[str, Any]:
         "final": measured[-1].to_dict(),
         "winner": found[-1].to_dict(),
     }
-
-
-def device_name(dense: DenseModel) -> str:
-    """Return what a model runs on."""
-    device = dense.model.device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def incumbent(trace: Sequence[Spent], run: Run, tokens: float) -> Architecture:

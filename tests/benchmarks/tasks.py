@@ -1,6 +1,7 @@
 """Accuracy on four tasks of what `tests.benchmarks.search` found, against allocations that no search chose.
 
-    python -m tests.benchmarks.tasks [--quick] [--space NAME] [--seed N] [--items N] [--device NAME]
+    python -m tests.benchmarks.tasks [--quick] [--space NAME] [--seed N] [--strategy NAME ...] [--items N]
+                                     [--device NAME]
 
 ARC-Easy, PIQA, OpenBookQA and WinoGrande, zero-shot, in the harness' prompts; a sample of the items of each, drawn by
 the seed, the same for all. An answer is the choice of the highest log-likelihood: the sum over its tokens, and for
@@ -30,12 +31,13 @@ from evaluator.head import Head
 from search.environment import commit
 from search.folder import write_json
 from search.progress import Reporter
+from search.strategies import STRATEGIES
 from space import Architecture
 from tests.benchmarks.record import DATA, RESULTS, ROOT, finish
 from tests.benchmarks.search import SEARCH, Bench, open_dense, prepared
 
 TASKS = ("arc_easy", "piqa", "openbook_qa", "winogrande")
-ITEMS = 500
+ITEMS = 1000
 _BATCH_TOKENS = 2048
 Item = tuple[list[tuple[str, str]], int]  # contexts with continuations, and which is right
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small model and few items, in a minute")
     parser.add_argument("--space", default="widths_80")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strategy", action="append", choices=list(STRATEGIES), help="which; all without")
     parser.add_argument("--items", type=int, default=ITEMS)
     parser.add_argument("--device", default="cpu", help="where the model is, e.g. cuda")
     options = parser.parse_args()
@@ -54,7 +57,7 @@ def main() -> None:
     answers: dict[str, dict[str, list[list[bool]]]] = {}
     dense = open_dense(options.quick, options.device)
     with prepared(options.space, options.seed, dense, SEARCH["predictor"], options.quick) as bench:
-        for name, architecture in allocations(bench, options.space, options.seed).items():
+        for name, architecture in allocations(bench, options).items():
             for task in TASKS:
                 file = folder / f"{architecture.fingerprint}-{task}-{count}.json"
                 answers.setdefault(name, {})[task] = answered(bench, architecture, task, count, options.seed, file)
@@ -83,14 +86,14 @@ def finished() -> dict[str, dict[str, Any]]:
     return {name: found[name] for name in ("figures", "rows")}
 
 
-def allocations(bench: Bench, space: str, seed: int) -> dict[str, Architecture]:
+def allocations(bench: Bench, options: argparse.Namespace) -> dict[str, Architecture]:
     """Return the dense model, what no search chose, and what the benchmark `search` kept of each strategy."""
     found = dict(bench.baselines)
     file = RESULTS / "search.json"
-    rows = json.loads(file.read_text())["rows"].get(space, {}) if file.exists() else {}
-    for strategy, own in rows.items():
-        for row in own:
-            if "winner" in row and row["seed"] == seed:
+    rows = json.loads(file.read_text())["rows"].get(options.space, {}) if file.exists() else {}
+    for strategy in options.strategy or STRATEGIES:
+        for row in rows.get(strategy, []):
+            if row["seed"] == options.seed:
                 found[strategy] = Architecture.from_dict(row["winner"])
     layers = bench.judge.dense.layout.layers  # a quick version's model has others than what was searched
     return {name: each for name, each in found.items() if len(each.layers) == layers}
