@@ -54,7 +54,7 @@ class Calibration:
         names = [source for source, _ in self.sources]
         if len(set(names)) < len(names):
             raise SettingError(
-                f"A source of calibration text counts once, but they are {', '.join(names)}; add weights."
+                f"Calibration text counts a source once, but has {', '.join(names)}; add up the weights."
             )
         for source, weight in self.sources:
             if not weight > 0:
@@ -74,11 +74,11 @@ class Calibration:
             return source, float(weight)
         except ValueError:
             raise SettingError(
-                f"A source is SOURCE or SOURCE=WEIGHT, but is {text!r}; write for example c4=0.5."
+                f"A source must be SOURCE or SOURCE=WEIGHT, but is {text!r}; write for example c4=0.5."
             ) from None
 
     def shares(self, sequences: int) -> dict[str, int]:
-        """Return the sequences of each source, by the largest remainders; every source has one if there are enough."""
+        """Return the sequences of each source, by the largest remainders."""
         weights = np.array([weight for _, weight in self.sources])
         exact = sequences * weights / weights.sum()
         counts = np.floor(exact).astype(int)
@@ -259,7 +259,10 @@ def _record(
 ) -> dict[str, Any]:
     recipe = asdict(calibration)
     recipe["sources"] = [[named(source), weight] for source, weight in calibration.sources]
-    recipe["writing"]["prefix"] = named(calibration.writing.prefix)
+    recipe["writing"] |= {
+        "prefix": named(calibration.writing.prefix),
+        "temperatures": list(calibration.writing.temperatures),
+    }
     if SELF not in [source for source, _ in calibration.sources]:
         del recipe["writing"]
     return {
@@ -294,7 +297,7 @@ def statistics(dense: DenseModel, tokens: Tensor, losses: Tensor | None = None) 
         perplexities = losses.double().exp().numpy()
         counts, edges = np.histogram(np.log(perplexities), bins=_BINS)
         found["perplexity"] = {
-            "mean": float(np.exp(losses.double().mean())),
+            "mean": float(losses.double().mean().exp()),
             "quantiles": {str(q): float(np.quantile(perplexities, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
             "histogram": {"edges": np.exp(edges).round(3).tolist(), "counts": counts.tolist()},
         }

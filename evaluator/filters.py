@@ -46,8 +46,8 @@ class Filters:
     def __post_init__(self) -> None:
         if not 0 <= self.perplexity < 1:
             raise SettingError(f"A share of 0 to below 1 can be dropped by perplexity, but it is {self.perplexity}.")
-        if self.near is not None and not 0 < self.near <= 1:
-            raise SettingError(f"near must be a Jaccard similarity above 0, at most 1, but is {self.near}; change it.")
+        if self.near is not None and not 0 < self.near < 1:
+            raise SettingError(f"near must be a Jaccard similarity between 0 and 1, but is {self.near}; change it.")
         if self.shortest < 0:
             raise SettingError(f"shortest must be at least 0 tokens, but is {self.shortest}; change it.")
 

@@ -60,11 +60,7 @@ class Writing:
         for name, good, rule in (
             ("document", self.document >= 2, "at least 2 tokens"),
             ("temperatures", bool(self.temperatures) and min(self.temperatures) > 0, "above 0"),
-            (
-                "prefix_tokens",
-                self.prefix_tokens is None or 0 < self.prefix_tokens < self.document,
-                "within a document",
-            ),
+            ("prefix_tokens", 0 < (self.prefix_tokens or 1) < self.document, "above 0 and below document"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),

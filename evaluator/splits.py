@@ -22,6 +22,7 @@ from evaluator.sources import is_hub, named, same_source, tokenise
 from space import SettingError, TextError
 
 SPLITS = ("calibrate", "search", "validate", "report")
+_PASSAGE = 64  # tokens: more than two texts share by chance, and fewer than a loop of a model's own has
 _RECORD = "calibration set"  # beside the splits' names in the metadata of a file
 
 
@@ -160,6 +161,18 @@ def text_to_write(
     recipe, length = _resolved(calibration, source, report_source), sizes.sequence_length
     measured = sum(_own_counts(source, sizes, report_source).values()) if source == SELF else 0
     return recipe.tokens_to_write(sizes.calibrate, length) + tokens_to_write(measured, length, MEASURING)
+
+
+def shared_passages(one: Tensor, other: Tensor) -> int:
+    """Return how many passages of 64 tokens, or a sequence where that is shorter, two texts share.
+
+    Args:
+        one: (sequences, sequence_length) token ids.
+        other: the same.
+    """
+    size = min(_PASSAGE, one.shape[1], other.shape[1])
+    seen = {row.tobytes() for row in one.unfold(1, size, 1).flatten(0, 1).contiguous().numpy()}
+    return sum(row.tobytes() in seen for row in other.unfold(1, size, 1).flatten(0, 1).contiguous().numpy())
 
 
 def _resolved(calibration: Calibration | None, source: str, report_source: str | None) -> Calibration:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from search.ladder import Ladder
 from search.settings import (
+    CalibrationConfig,
     CriterionConfig,
     DTypeName,
     KernelsName,
@@ -39,6 +40,7 @@ class RunConfig(Settings):
     model: str  # a built-in name, a folder, a .gguf file or a Hugging Face id
     budget: tuple[str, ...] = Field(min_length=1)  # METRIC=AMOUNT each, all must hold
     text: TextConfig = TextConfig.model_validate({})
+    calibration: CalibrationConfig = CalibrationConfig.model_validate({})
     space: SpaceConfig = SpaceConfig.model_validate({})
     search: SearchConfig = SearchConfig.model_validate({})
     criterion: CriterionConfig = CriterionConfig.model_validate({})

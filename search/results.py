@@ -93,6 +93,7 @@ def best_record(
         "texts": {
             split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()
         },
+        "calibration": dict(texts.calibration),
         "protocols": judge.describe(),
         "tokens_through_model": judge.store.tokens_measured() + texts.tokens["calibrate"].numel(),
         "wall_seconds": round(wall_seconds, 1),

@@ -12,18 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evaluator import (
-    SELF,
-    Agreement,
-    DenseModel,
-    Evaluator,
-    PairStore,
-    SplitSizes,
-    Texts,
-    agreement_with_float32,
-    text_to_write,
-)
-from evaluator import prepare_texts as make_texts
+from evaluator import Agreement, DenseModel, Evaluator, PairStore, Texts, agreement_with_float32
 from predictor import AccuracyPredictor, Prediction
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig
@@ -38,6 +27,7 @@ from search.progress import Reporter
 from search.report import write_report
 from search.results import best_record, pair_rows
 from search.session import open_dense, save_predictors
+from search.texts import texts_of
 from space import Architecture, PredictorError, SearchSpace, SecateurError
 
 _AGREEMENT_SEQUENCES = 2  # of calibration text, on which a reduced number format is compared with float32
@@ -115,7 +105,7 @@ def _begin(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
         # A budget that baselines cannot meet is refused here, and so are costs that cannot be traded.
         fixed_allocations(space, config.criterion.criterion.group)
         fixed_allocations(config.ladder(space).corners()[-1], config.criterion.criterion.group)
-        return space, _texts(config, files, dense, reporter)
+        return space, texts_of(config, files, dense, reporter)
     except SecateurError:
         if fresh:
             files.discard()
@@ -130,19 +120,6 @@ def _check_dtype(dense: DenseModel, texts: Texts, reporter: Reporter) -> Agreeme
             "much to tell architectures apart by; dtype: float32 measures without"
         )
     return agreement
-
-
-def _texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter) -> Texts:
-    if files.texts_file.exists():
-        return files.texts()
-    text = config.text
-    sizes = SplitSizes(text.calibrate, text.search, text.validate_, text.report_sequences, text.sequence_length)
-    title = "Writing text" if text.source == SELF else "Reading text"
-    written = text_to_write(text.source, sizes, text.report)
-    with reporter.stage(title, written, "tokens") as advance:
-        texts = make_texts(dense, text.source, sizes, config.seed, files.generated, text.report, advance)
-    texts.save(files.texts_file)
-    return texts
 
 
 def _write(run: Run, found: Found, started: float) -> dict[str, Any]:

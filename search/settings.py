@@ -38,6 +38,39 @@ class TextConfig(Settings):
         return self.shift if self.shift is not None else float(self.source == "self")
 
 
+class CalibrationConfig(Settings):
+    """What the criterion sees: which text, how the model writes its own, and what is left out."""
+
+    # SOURCE or SOURCE=WEIGHT, mixed by weight: self, a .txt, .jsonl or .parquet file, a hub data set. Empty takes the
+    # run's text, of which the calibration set then has a part of its own.
+    sources: tuple[str, ...] = ()
+    set_: str | None = Field(None, alias="set")  # a file that `secateur calibrate` made, instead of sources
+    document: int = Field(128, ge=2)  # tokens of a document that the model writes; long ones drift into noise
+    temperatures: tuple[float, ...] = Field((1.0,), min_length=1)  # of the documents, by turns
+    prefix: str = "openings"  # of each document: openings, bos, token, or a text whose lines' first words it takes
+    prefix_tokens: int | None = Field(None, ge=1)  # of the prefix, at most; None: half a document, or 2 of a text
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)  # 0 for all tokens
+    repetition_penalty: float = Field(1.0, gt=0)
+    # Share dropped, the least likely to the dense model. See docs/calibration.md for what it is worth.
+    drop_perplexity: float = Field(0.0, ge=0, lt=1)
+    duplicates: bool = True  # whether exact ones are left out
+    near_duplicates: float | None = Field(None, gt=0, lt=1)  # Jaccard similarity from which on a unit is one
+    language: str | None = None  # ISO 639-1
+    shortest: int = Field(0, ge=0)  # tokens of a document of a given text
+
+    @field_validator("sources", "temperatures", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return [value] if isinstance(value, str | int | float) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.set_ is not None and self.sources:
+            raise ValueError("set is a calibration set that is made already; leave sources out")
+        return self
+
+
 class SpaceConfig(Settings):
     """Which architectures are allowed."""
 

@@ -1,11 +1,13 @@
 """What the calibration set shows of each projection's inputs, gathered block by block in the model's own forward pass.
 
-One block's inputs are held at a time: the model runs once per block, with the stored inputs put in before the block and
-all other blocks passing on what they get. So memory stays within the model, one block's inputs and one block's
-statistics, whatever the depth, and masks, positions and attention windows are the model's own.
+One block's inputs are held at a time, on disk where they are large: the model runs once per block, with the stored
+inputs put in before the block and all other blocks passing on what they get. So memory stays within the model, one
+block's inputs and one block's statistics, whatever the depth, and masks, positions and attention windows are the
+model's own.
 """
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from space import Family
 
 # Which projections' inputs have their second moments gathered: none, those that read channels and heads, or all.
 Moments = Literal["none", "structures", "all"]
+_CHUNK_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ def gather_statistics(
     batches: Sequence[Tensor],
     moments: Moments = "none",
     progress: Callable[[int], None] = lambda _: None,
+    allowance: int = 2**30,
 ) -> Iterator[LayerStatistics]:
     """Yield the statistics of one layer after the other.
 
@@ -117,8 +121,10 @@ def gather_statistics(
         batches: token ids, each (sequences, sequence_length).
         moments: of which projections' inputs to gather second moments.
         progress: told 1 after each layer.
+        allowance: bytes of memory that a layer's inputs may take; beyond that they lie on disk, so that memory is that
+            of a batch, however long the text.
     """
-    hidden: list[Tensor | None] = [None] * len(batches)  # what goes into the layer, per batch
+    hidden = _Stream(len(batches), allowance)  # what goes into the layer, per batch
     for index, layer in enumerate(layers):
         sums: dict[str, _Sums] = {}
         wanted = with_moments(family, moments)
@@ -143,6 +149,32 @@ def gather_statistics(
         progress(1)
 
 
+class _Stream:
+    """What goes into a layer, batch by batch: in memory, or mapped from a file that no one else sees."""
+
+    def __init__(self, batches: int, allowance: int) -> None:
+        self._kept: list[Tensor | None] = [None] * batches
+        self._left = allowance
+
+    def __getitem__(self, index: int) -> Tensor | None:
+        return self._kept[index]
+
+    def __setitem__(self, index: int, hidden: Tensor) -> None:
+        if (place := self._kept[index]) is None:
+            place = self._kept[index] = self._placed(hidden)
+        place.copy_(hidden)
+
+    def _placed(self, hidden: Tensor) -> Tensor:
+        size = hidden.numel() * hidden.itemsize
+        self._left -= size
+        if self._left >= 0:
+            return torch.empty_like(hidden)
+        with tempfile.NamedTemporaryFile(prefix="secateur-", suffix=".hidden") as file:  # gone once it is mapped
+            file.truncate(size)
+            mapped = torch.from_file(file.name, shared=True, size=hidden.numel(), dtype=hidden.dtype)
+        return mapped.view(hidden.shape)
+
+
 class _Sums:
     """Sums that grow batch by batch."""
 
@@ -165,10 +197,11 @@ class _Sums:
 
 def _accumulate(sums: dict[str, _Sums], path: str, moments: bool) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        features = inputs[0].detach().flatten(0, -2).float()
+        features = inputs[0].detach().flatten(0, -2)
         if path not in sums:
             sums[path] = _Sums(features.shape[1], features.device, moments)
-        sums[path].add(features)
+        for part in features.split(_CHUNK_TOKENS):  # of a long sequence no float32 copy is made at once
+            sums[path].add(part.float())
 
     return hook
 
@@ -180,7 +213,7 @@ def _run_layer(
     seen: list[Tensor] = []
 
     def put_in(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        before = inputs[0] if hidden is None else hidden
+        before = inputs[0] if hidden is None else hidden.to(inputs[0].device)
         seen.append(before)
         return (before, *inputs[1:])
 

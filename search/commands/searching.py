@@ -44,7 +44,18 @@ def run(
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(help="Text to calibrate and search on: self (default), a .txt or .jsonl file, or hub:DATASET."),
+        typer.Option(
+            help="Text to calibrate and search on: self (default), a .txt, .jsonl or .parquet file, hub:DATASET, or "
+            "c4, wikipedia, fineweb-edu and others by name."
+        ),
+    ] = None,
+    calibrate_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--calibrate-on",
+            help="Other text to calibrate on: SOURCE or SOURCE=WEIGHT, repeatable to mix; or a .safetensors file that "
+            "`secateur calibrate` made.",
+        ),
     ] = None,
     report_text: Annotated[
         str | None, typer.Option(help="Another text to report on, e.g. a test set; default a held-back part.")
@@ -78,6 +89,7 @@ def run(
         "search.winner": winner,
         "text.source": text,
         "text.report": report_text,
+        **_calibration(calibrate_on or []),
         "seed": seed,
     }
     overrides = {key: value for key, value in given.items() if value is not None}
@@ -102,6 +114,18 @@ def run(
             return
         begin_from(old, RunFolder(folder), settings, told, latency)
     _run(settings, folder, as_json)
+
+
+def _calibration(sources: list[str]) -> dict[str, Any]:
+    """Return the settings of --calibrate-on."""
+    if not any(source.endswith(".safetensors") for source in sources):
+        return {"calibration.sources": sources or None}
+    if len(sources) > 1:
+        raise SettingError(
+            f"--calibrate-on takes one set that is made or sources to make one of, but has {', '.join(sources)}; "
+            "mix sources with `secateur calibrate`."
+        )
+    return {"calibration.set": sources[0]}
 
 
 def _answered(

@@ -90,6 +90,23 @@ def test_statistics_are_those_of_the_projections_inputs(pico):
     torch.testing.assert_close(chosen.second_moments, features[:, [3, 5]].T @ features[:, [3, 5]])
 
 
+def test_statistics_are_the_same_where_the_inputs_lie_on_disk(pico, monkeypatch):
+    mapped = []
+    from_file = torch.from_file
+    monkeypatch.setattr(torch, "from_file", lambda *a, **k: mapped.append(1) or from_file(*a, **k))
+    batches = pico_tokens(4, 16, 3).split(2)
+    arguments = (pico.decoder, pico.layers, pico.layout.record, batches, "all")
+    in_memory = list(gather_statistics(*arguments))
+    assert not mapped
+    one_of_two = list(gather_statistics(*arguments, allowance=2 * 16 * 32 * 4))
+    assert len(mapped) == 1
+    for mine, other in zip(in_memory, one_of_two, strict=True):
+        assert mine.influence == other.influence
+        for path in mine.inputs:
+            assert torch.equal(mine.inputs[path].second_moments, other.inputs[path].second_moments)
+            assert torch.equal(mine.inputs[path].sums, other.inputs[path].sums)
+
+
 def test_between_two_layers_the_caller_has_its_own_modes(pico):
     for _ in gather_statistics(pico.decoder, pico.layers, pico.layout.record, [pico_tokens(1, 8, 3)]):
         assert torch.is_grad_enabled()
