@@ -9,9 +9,9 @@ import torch
 from evaluator import SPLITS, SplitSizes, load_texts, open_model, prepare_texts, text_to_write
 from evaluator.generation import (
     CALIBRATION,
-    GENERATION_BATCH,
     MEASURING,
     Writing,
+    _Draw,
     generate_tokens,
     tokens_to_write,
 )
@@ -152,11 +152,10 @@ def test_self_generated_text_is_documents_with_an_opening_and_without_bos(traine
     assert (tokens[:, 0] != trained.tokenizer.bos_token_id).all()
 
 
-def test_the_model_writes_what_it_would_write_alone(trained, tmp_path, monkeypatch):
+def test_the_model_writes_what_it_would_write_alone(trained, tmp_path):
     # Padding on the left changes nothing: greedy continuations equal those of one prompt at a time.
     generate = trained.model.generate
-    monkeypatch.setattr(trained.model, "generate", lambda *a, **k: generate(*a, **{**k, "do_sample": False}))
-    written = generate_tokens(trained, 3, 64, MEASURING, 1, tmp_path)
+    written = generate_tokens(trained, 3, 64, Writing(64, top_k=1), 1, tmp_path)
     for row in written:
         ids = max((own for own in _openings(trained) if row[: len(own)].tolist() == own), key=len)
         prompt = torch.tensor([[trained.tokenizer.bos_token_id, *ids]])
@@ -188,6 +187,17 @@ def test_temperatures_take_turns_and_a_lower_one_writes_what_the_model_finds_lik
     assert hot + 0.3 < warm < cold - 0.3
 
 
+def test_tokens_are_drawn_by_their_probability():
+    scores = torch.tensor([[0.0, 1.0, -torch.inf, 2.0]]).expand(20_000, 4)
+    drawn = _Draw(0)(None, scores)
+    assert (drawn.isfinite().sum(dim=1) == 1).all()
+    shares = drawn.isfinite().float().mean(dim=0)
+    torch.testing.assert_close(shares, scores[0].softmax(dim=0), atol=0.01, rtol=0)
+    assert shares[2] == 0
+    certain = torch.tensor([[-torch.inf, -torch.inf, 5.0]]).expand(100, 3)
+    assert (_Draw(1)(None, certain)[:, 2] == 0).all()
+
+
 def test_generation_leaves_the_callers_random_numbers_alone(pico, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -197,7 +207,8 @@ def test_generation_leaves_the_callers_random_numbers_alone(pico, tmp_path):
 
 
 def test_generation_goes_on_batch_by_batch(pico, tmp_path, monkeypatch):
-    count = 2 * GENERATION_BATCH + 5
+    monkeypatch.setattr("evaluator.generation.BATCH_TOKENS", 32 * 16)
+    count = 2 * 32 + 5
     whole = generate_tokens(pico, count, 16, CALIBRATION, 3, tmp_path)
     files = sorted(tmp_path.iterdir(), key=lambda file: file.stat().st_mtime_ns)
     assert len(files) == 3
