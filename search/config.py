@@ -58,6 +58,12 @@ class RunConfig(Settings):
         return tuple(Budget.parse(text) for text in self.budget)
 
     @property
+    def prior_sequences(self) -> int:
+        """Sequences of the search text on which sub-blocks are measured alone."""
+        wanted = self.search.prior_sequences or (self.text.search if self.text.shift else 1)
+        return min(wanted, self.text.search)
+
+    @property
     def needs_latency(self) -> bool:
         """Whether a budget is on latency, or the loss is traded against it."""
         return LATENCY in (*self.search.against, *(budget.metric for budget in self.budgets))

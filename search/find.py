@@ -97,7 +97,7 @@ def _final(run: Run) -> tuple[Architecture, dict[str, Any] | None]:
     again = run.measure("Measuring means of the best finalists on new text", means, "averaged", "validate")
     known = {pair.architecture for pair in measured}
     measured += [pair for pair in again if pair.architecture not in known]
-    lowest = selection.winner(measured, run.space, run.config.text.assumed_shift)
+    lowest = selection.winner(measured, run.space, run.config.text.shift)
     if not run.ladder.against:
         return lowest, None
     told = ParetoSet.of(run.ladder, measured, run.reference("validate"))

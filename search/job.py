@@ -68,12 +68,11 @@ class Run:
         if not self.alone:
             return Elsewhere.alike(self.space)
         sequences = len(self.evaluator.texts.of(self.alone_split))
-        return Elsewhere.from_pairs(self.space, self.alone, sequences, self.config.text.assumed_shift)
+        return Elsewhere.from_pairs(self.space, self.alone, sequences, self.config.text.shift)
 
     def measure_alone(self, architectures: Sequence[Architecture]) -> None:
         """Measure sub-blocks alone, on as much of the search text as the settings say, for the additive prior."""
-        singles, compared = list(architectures), self.config.text.assumed_shift > 0
-        count = self.config.search.prior_sequences or (2 if compared else 1)
+        singles, count = list(architectures), self.config.prior_sequences
         if count < len(self.evaluator.texts.tokens["search"]):
             self.alone_split = f"search:{count}"
             singles.append(Architecture.dense(self.space.layout))  # a perplexity tells nothing without the dense one's

@@ -191,7 +191,7 @@ def _known(run: RunFolder) -> _Known:
                 "go on with the command that began it."
             )
         stream = store.stream(protocols[0])
-        beginning = f"search:{run.config().search.prior_sequences}"
+        beginning = f"search:{run.config().prior_sequences}"
         alone = [pair for key, split in splits.items() if split == beginning for pair in store.pairs(key, ["prior"])]
         return _Known(
             protocols[0],

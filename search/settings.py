@@ -29,13 +29,14 @@ class TextConfig(Settings):
     validate_: int = Field(16, ge=1, alias="validate")  # sequences; the finalists are told apart on these
     report_sequences: int = Field(32, ge=1)  # sequences
     # How much the text that matters differs from this one, as a multiple of how much two sequences of this one do: the
-    # search trusts differences between layers the less. None takes 1 for self-generated text, 0 for given text.
-    shift: float | None = Field(None, ge=0)
+    # search trusts differences between layers the less. It takes the sub-blocks measured alone on all of the search text
+    # (search.prior_sequences), and where that is less, chooses worse than without.
+    shift: float = Field(0.0, ge=0)
 
-    @property
-    def assumed_shift(self) -> float:
-        """The shift, resolved."""
-        return self.shift if self.shift is not None else float(self.source == "self")
+    @field_validator("shift", mode="before")
+    @classmethod
+    def _none_is_none(cls, value: object) -> object:
+        return 0.0 if value is None else value  # in the settings of earlier runs
 
 
 class CalibrationConfig(Settings):
@@ -139,7 +140,7 @@ class SearchConfig(Settings):
     # predictor end by its rounds, and gives the others what the predictor's plan would take.
     tokens: int | None = Field(None, ge=1)
     # Sequences at the beginning of the search text on which sub-blocks are measured alone, at most all of them. That is
-    # where slopes begin, which soon know better, so None takes 1; or 2 where sequences are to be compared (text.shift).
+    # where slopes begin, which soon know better, so None takes 1; or all where they are to be compared (text.shift).
     prior_sequences: int | None = Field(None, ge=1)
     random_pairs: int = Field(8, ge=1)  # drawn over the whole budget surface: the predictor's view from afar
     profile_pairs: int = Field(8, ge=0)  # smooth over depth: what single changes cannot show

@@ -41,11 +41,11 @@ def test_the_default_settings_are_all_written(tmp_path):
         assert f"{name}:" in text
 
 
-def test_self_generated_text_is_held_to_be_of_another_kind_than_what_matters():
-    assert [
-        load_config(None, {**LEAST, **text}).text.assumed_shift
-        for text in ({}, {"text.source": "a.txt"}, {"text.source": "a.txt", "text.shift": 2.0}, {"text.shift": 0.0})
-    ] == [1.0, 0.0, 2.0, 0.0]
+def test_other_text_is_held_to_be_of_another_kind_where_that_is_said():
+    settings = [load_config(None, {**LEAST, **text}) for text in ({}, {"text.shift": None}, {"text.shift": 2.0})]
+    assert [each.text.shift for each in settings] == [0.0, 0.0, 2.0]
+    # Sequences are compared where the shift is to be known, and all there are.
+    assert [each.prior_sequences for each in settings] == [1, 1, settings[2].text.search]
 
 
 def test_overrides_win_over_the_file(tmp_path):
