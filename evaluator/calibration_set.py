@@ -7,6 +7,7 @@ beginning of a set has all of them.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,8 +58,17 @@ class Calibration:
                 f"Calibration text counts a source once, but has {', '.join(names)}; add up the weights."
             )
         for source, weight in self.sources:
-            if not weight > 0:
+            if not 0 < weight < math.inf:
                 raise SettingError(f"A source's weight must be above 0, but {source} has {weight}; leave it out.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as records tell it: files without their folders, writing where the model writes."""
+        told = asdict(self)
+        told["sources"] = [[named(source), weight] for source, weight in self.sources]
+        told["writing"] |= {"prefix": named(self.writing.prefix), "temperatures": list(self.writing.temperatures)}
+        if SELF not in [source for source, _ in self.sources]:
+            del told["writing"]
+        return told
 
     @staticmethod
     def parse_source(text: str) -> tuple[str, float]:
@@ -169,8 +179,14 @@ def gather_set(
 
     Raises:
         TextError: a source cannot be read, or is too short for what is asked.
-        SettingError: a library for a filter is not installed.
+        SettingError: the sequences are longer than the model's positions, a library for a filter is not installed, or
+            a language is unknown.
     """
+    if length > dense.longest_sequence:
+        raise SettingError(
+            f"sequence_length must be at most {dense.longest_sequence} tokens for this model, but is {length}; "
+            "lower it."
+        )
     parts, records = [], []
     for source, count in calibration.shares(sequences).items():
         if not count:
@@ -257,14 +273,6 @@ def _record(
     parts: list[dict[str, Any]],
     losses: Tensor | None,
 ) -> dict[str, Any]:
-    recipe = asdict(calibration)
-    recipe["sources"] = [[named(source), weight] for source, weight in calibration.sources]
-    recipe["writing"] |= {
-        "prefix": named(calibration.writing.prefix),
-        "temperatures": list(calibration.writing.temperatures),
-    }
-    if SELF not in [source for source, _ in calibration.sources]:
-        del recipe["writing"]
     return {
         "hash": fingerprint(tokens),
         "model": dense.name,
@@ -272,7 +280,7 @@ def _record(
         "seed": seed,
         "sequences": len(tokens),
         "sequence_length": tokens.shape[1],
-        "recipe": recipe,
+        "recipe": calibration.to_dict(),
         "parts": parts,
         "statistics": statistics(dense, tokens, losses),
     }

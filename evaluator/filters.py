@@ -64,7 +64,7 @@ class Sieve:
         filters: what to leave out.
 
     Raises:
-        SettingError: a library for a filter is not installed.
+        SettingError: a library for a filter is not installed, or does not know the language.
     """
 
     def __init__(self, dense: DenseModel, filters: Filters) -> None:
@@ -72,7 +72,7 @@ class Sieve:
         self._filters = filters
         self._seen: set[bytes] = set()
         self._index = _near_index(filters.near) if filters.near is not None else None
-        self._classify = _classifier() if filters.language is not None else None
+        self._classify = _classifier(filters.language) if filters.language is not None else None
         self.dropped = {"duplicates": 0, "near_duplicates": 0, "language": 0, "perplexity": 0}
 
     def pass_on(self, units: Tensor) -> Tensor:
@@ -139,18 +139,26 @@ def _near_index(threshold: float) -> Callable[[Tensor], bool]:
     return is_new
 
 
-def _classifier() -> Callable[[str], str]:
-    """Return what says in which language a text is."""
+def _classifier(language: str) -> Callable[[str], str]:
+    """Return what says in which language a text is, of all that are known.
+
+    Raises:
+        SettingError: the library is not installed, or does not know the language that is asked for.
+    """
     try:
-        import py3langid
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         raise SettingError(
             "Languages are told apart with the package `py3langid`, which is not installed; pip install "
             "'secateur[filters]', or leave language out."
         ) from None
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    known = sorted(map(str, identifier.nb_classes))
+    if language not in known:
+        raise SettingError(f"language must be one of {', '.join(known)}, but is {language!r}; choose one.")
 
     def classify(text: str) -> str:
-        return str(py3langid.classify(text)[0])
+        return str(identifier.classify(text)[0])
 
     return classify
 

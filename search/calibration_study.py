@@ -12,16 +12,27 @@ Source of the comparison: arXiv 2410.17711, which repeats each draw and reports 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, get_args
 
 import numpy as np
 from torch import Tensor
 
-from evaluator import Calibration, CalibrationSet, DenseModel, Evaluator, PairStore, Texts, allocation, gather_set
+from evaluator import (
+    SPLITS,
+    Calibration,
+    CalibrationSet,
+    DenseModel,
+    Evaluator,
+    PairStore,
+    Texts,
+    allocation,
+    gather_set,
+)
 from evaluator.sources import identity
+from evaluator.splits import shared_passages
 from search.environment import device_name
 from search.folder import write_json
 from search.progress import Reporter
@@ -114,6 +125,16 @@ class Setting:
             f"A criterion at {self.level} must be one of {', '.join(known)}, but is {self.criterion!r}; choose one."
         )
 
+    def check(self, dense: DenseModel) -> None:
+        """Check that a model can be pruned so.
+
+        Raises:
+            BudgetError: the budget cannot be met.
+        """
+        if "=" in self.level:
+            layout = dense.layout.pruned_by(self.pruning())
+            uniform_widths(layout, [Budget.parse(self.level)], whole_ends(layout))
+
     def architecture(self, judge: Evaluator) -> Architecture:
         """Return what to measure; under OWL it depends on the calibration set."""
         layout, criterion = judge.surgeon.layout, self.pruning()
@@ -140,6 +161,9 @@ class Study:
         length: tokens of each.
         seed: of the first draw; the others follow.
         pools: by source, the sequences (n, length) to draw from where they are not all of it.
+
+    Raises:
+        SettingError: a text has a name that means something else.
     """
 
     sources: Mapping[str, Calibration]
@@ -149,6 +173,13 @@ class Study:
     length: int = 512
     seed: int = 0
     pools: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.texts:
+            if ":" in name or name in SPLITS:
+                raise SettingError(
+                    f"A text's name must have no colon and be none of {', '.join(SPLITS)}, but is {name!r}; rename it."
+                )
 
     def key(self, dense: DenseModel) -> str:
         """Return what every row depends on, beside its source, draw and setting."""
@@ -186,21 +217,22 @@ def run_study(
             rows[cell] = json.loads(file.read_text())
     missing = [cell for cell in cells if cell not in rows]
     where = {"device": device_name(dense)}
+    for setting in study.settings:
+        setting.check(dense)  # before anything is drawn
     if missing:
-        with (
-            reporter.stage("Calibration study", len(missing), "measurements") as advance,
-            _judge(dense, study, folder) as judge,
-        ):
+        with _judge(dense, study, folder) as judge:
             for source, draw in dict.fromkeys(cell[:2] for cell in missing):
-                made = draw_set(dense, study, source, draw, folder)
+                made = _drawn(dense, study, source, draw, folder, reporter)
                 settings = [cell[2] for cell in missing if cell[:2] == (source, draw)]
-                for setting, figures in _measured(judge, study, made, draw, settings, also):
-                    row = {"source": source, "draw": draw, "setting": str(setting), **where, **figures}
-                    file = _file(folder, key, source, draw, setting, study.sources[source])
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(file, row)
-                    rows[source, draw, setting] = row
-                    advance(1)
+                title = f"{source}, draw {draw}"
+                with reporter.stage(title, len(settings), "measurements") as advance:
+                    for setting, figures in _measured(judge, study, made, draw, settings, also):
+                        row = {"source": source, "draw": draw, "setting": str(setting), **where, **figures}
+                        file = _file(folder, key, source, draw, setting, study.sources[source])
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        write_json(file, row)
+                        rows[source, draw, setting] = row
+                        advance(1)
     return [rows[cell] for cell in cells]
 
 
@@ -246,10 +278,19 @@ def _measured(
             yield setting, {**figures, **more}
 
 
-def draw_set(dense: DenseModel, study: Study, source: str, draw: int, folder: Path) -> CalibrationSet:
-    """Return a draw of a source."""
-    cache, seed = folder / "generated", study.seed + draw
-    return gather_set(dense, study.sources[source], study.sequences, study.length, seed, cache, pools=study.pools)
+def _drawn(dense: DenseModel, study: Study, source: str, draw: int, folder: Path, reporter: Reporter) -> CalibrationSet:
+    """Return a draw of a source, which holds nothing that is measured on."""
+    recipe, cache, seed = study.sources[source], folder / "generated", study.seed + draw
+    total = recipe.tokens_to_write(study.sequences, study.length)
+    with reporter.stage("Writing text", total, "tokens") if total else nullcontext(lambda _: None) as advance:
+        made = gather_set(dense, recipe, study.sequences, study.length, seed, cache, advance, pools=study.pools)
+    for name, tokens in study.texts.items():
+        if shared_passages(made.tokens, tokens):
+            raise SettingError(
+                f"A study must measure on text that it does not calibrate on, but {source} has passages of {name}; "
+                "give another."
+            )
+    return made
 
 
 def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -294,7 +335,7 @@ def winners(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, s
 def described(study: Study, draws: Sequence[int]) -> dict[str, Any]:
     """Return a study as its result tells it."""
     return {
-        "sources": {name: asdict(recipe) for name, recipe in study.sources.items()},
+        "sources": {name: recipe.to_dict() for name, recipe in study.sources.items()},
         "settings": [str(setting) for setting in study.settings],
         "texts": {name: list(tokens.shape) for name, tokens in study.texts.items()},
         "sequences": study.sequences,

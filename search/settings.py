@@ -29,8 +29,8 @@ class TextConfig(Settings):
     validate_: int = Field(16, ge=1, alias="validate")  # sequences; the finalists are told apart on these
     report_sequences: int = Field(32, ge=1)  # sequences
     # How much the text that matters differs from this one, as a multiple of how much two sequences of this one do: the
-    # search trusts differences between layers the less. It takes the sub-blocks measured alone on all of the search text
-    # (search.prior_sequences), and where that is less, chooses worse than without.
+    # search trusts differences between layers the less. It needs the sub-blocks measured alone on all of the search
+    # text (search.prior_sequences): on two sequences it chose worse than none.
     shift: float = Field(0.0, ge=0)
 
     @field_validator("shift", mode="before")

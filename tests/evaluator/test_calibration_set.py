@@ -187,8 +187,15 @@ def test_sources_are_read_with_their_weights():
         Calibration.parse_source("c4=much")
     with pytest.raises(SettingError, match=r"weight must be above 0, but c4 has 0\.0"):
         Calibration((("c4", 0.0),))
+    with pytest.raises(SettingError, match="but c4 has inf"):
+        Calibration((("c4", float("inf")),))
     with pytest.raises(SettingError, match="counts a source once, but has c4, c4"):
         Calibration((("c4", 1.0), ("c4", 1.0)))
+
+
+def test_sequences_longer_than_the_models_positions_are_refused(pico, tmp_path):
+    with pytest.raises(SettingError, match="at most 128 tokens for this model, but is 256"):
+        gather_set(pico, OWN, 2, 256, 0, tmp_path)
 
 
 def test_a_set_is_saved_with_its_record_and_loaded(pico, tmp_path):

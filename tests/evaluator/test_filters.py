@@ -89,12 +89,20 @@ def test_languages(trained, monkeypatch):
     assert sieve.dropped["language"] == 1
 
 
+def test_a_language_that_nobody_knows_is_refused_before_anything_is_written(pico):
+    pytest.importorskip("py3langid", reason="needs the package `py3langid`: pip install 'secateur[filters]'")
+    with pytest.raises(SettingError, match=r"language must be one of .*, af, .*, en, .* but is 'xx'"):
+        Sieve(pico, Filters(language="xx"))
+
+
 @pytest.mark.parametrize(
-    ("package", "filters"), [("datasketch", Filters(near=0.8)), ("py3langid", Filters(language="en"))]
+    ("package", "filters"), [("datasketch", Filters(near=0.8)), ("py3langid.langid", Filters(language="en"))]
 )
 def test_a_library_that_is_not_installed_is_named(pico, monkeypatch, package, filters):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(SettingError, match=rf"package `{package}`, which is not installed; pip install 'secateur"):
+    with pytest.raises(
+        SettingError, match=rf"package `{package.split('.')[0]}`, which is not installed; pip install 'secateur"
+    ):
         Sieve(pico, filters)
 
 

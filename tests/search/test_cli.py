@@ -19,7 +19,20 @@ from tests.pico import save_pico
 from tests.search.command import ROOT, call, fingerprints, refusal
 from tests.search.test_run import pairs_of
 
-COMMANDS = ("run", "join", "sample", "measure", "fit", "predict", "latency", "report", "export", "generate")
+COMMANDS = (
+    "run",
+    "join",
+    "sample",
+    "measure",
+    "fit",
+    "predict",
+    "latency",
+    "report",
+    "export",
+    "generate",
+    "calibrate",
+)
+GROUPS = {"study": ("calibration",)}
 
 
 @pytest.fixture
@@ -130,10 +143,19 @@ def test_help_has_an_example(command, capsys):
 def test_help_lists_every_command(capsys):
     assert call("--help") == 0
     out = capsys.readouterr().out
-    assert [name for name in COMMANDS if f"\n  {name} " not in out] == []
-    assert sum(line.startswith("  ") and line[2:3].islower() for line in out.split("Commands:")[1].splitlines()) == len(
-        COMMANDS
-    )
+    listed = [
+        line.split()[0] for line in out.split("Commands:")[1].splitlines() if line[:2] == "  " and line[2:3] != " "
+    ]
+    assert sorted(listed) == sorted((*COMMANDS, *GROUPS))
+    for group, commands in GROUPS.items():
+        assert call(group, "--help") == 0
+        told = capsys.readouterr().out
+        for name in commands:
+            assert f"\n  {name} " in told
+            assert call(group, name, "--help") == 0
+            text = " ".join(capsys.readouterr().out.split())
+            assert f"Example: secateur {group} {name} " in text
+            assert "--json" in text
 
 
 def test_a_question_loads_no_torch(finished_run):
