@@ -21,15 +21,15 @@ from torch import Tensor
 
 from evaluator.accuracy import unit_losses
 from evaluator.checkpoint import DenseModel
-from evaluator.filters import Filters, Sieve, repetition
+from evaluator.filters import Filters, Sieve
 from evaluator.generation import CALIBRATION, Writing, documents_of, write_documents
+from evaluator.set_statistics import statistics
 from evaluator.sources import is_hub, named, tokenise
 from space import SettingError, TextError
 
 SELF = "self"
 _SPARE = 4  # times the units needed that are drawn of a hub's text, for filters to choose from
 _MOST_ROUNDS = 20  # of writing more documents in place of those that filters left out
-_BINS = 24  # of the histogram of perplexities
 
 Progress = Callable[[int], None]
 
@@ -284,29 +284,3 @@ def _record(
         "parts": parts,
         "statistics": statistics(dense, tokens, losses),
     }
-
-
-def statistics(dense: DenseModel, tokens: Tensor, losses: Tensor | None = None) -> dict[str, Any]:
-    """Return what a set is like, in numbers.
-
-    Args:
-        dense: the model.
-        tokens: (sequences, sequence_length).
-        losses: (sequences,) nats per token, where they are known.
-    """
-    end = dense.tokenizer.eos_token_id
-    found: dict[str, Any] = {
-        "tokens": tokens.numel(),
-        "distinct_tokens": len(torch.unique(tokens)),
-        "repeated_4grams": round(repetition(tokens), 4),
-        "ends_of_documents": 0 if end is None else int((tokens == end).sum()),
-    }
-    if losses is not None:
-        perplexities = losses.double().exp().numpy()
-        counts, edges = np.histogram(np.log(perplexities), bins=_BINS)
-        found["perplexity"] = {
-            "mean": float(losses.double().mean().exp()),
-            "quantiles": {str(q): float(np.quantile(perplexities, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
-            "histogram": {"edges": np.exp(edges).round(3).tolist(), "counts": counts.tolist()},
-        }
-    return found

@@ -4,11 +4,10 @@ Each filter looks at what the ones before it left: exact duplicates, near ones, 
 the model itself finds least likely, by rank, so that a known share is dropped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from evaluator.accuracy import unit_losses
@@ -161,12 +160,3 @@ def _classifier(language: str) -> Callable[[str], str]:
         return str(identifier.classify(text)[0])
 
     return classify
-
-
-def repetition(units: Sequence[Tensor] | Tensor) -> float:
-    """Return the share of 4-grams of tokens that their unit has had before: what a model that loops writes."""
-    shares = []
-    for unit in units:
-        grams = unit.unfold(0, min(4, len(unit)), 1)
-        shares.append(1 - len(torch.unique(grams, dim=0)) / len(grams))
-    return float(np.mean(shares))

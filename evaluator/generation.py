@@ -5,28 +5,17 @@ Every document has the size in tokens that its recipe says, and ends up packed l
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from evaluator.checkpoint import DenseModel
+from evaluator.decoding import Progress, Sampling, decode, start_of
 from evaluator.openings import OPENINGS
 from evaluator.sources import documents
 from space import SettingError, TextError
@@ -35,8 +24,6 @@ BATCH_TOKENS = 16_384  # of the documents that are written at once, whose keys a
 _GPU_BATCH = 256  # on a GPU, which takes as long for one as for these
 _PREFIX_OF_TEXT, _MOST_PREFIXES = 2, 5000  # tokens, and lines of a text: as many as arXiv 2410.17711 takes
 BUILT_IN_PREFIXES = ("openings", "bos", "token")
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +193,13 @@ def _batch(
     progress: Progress,
 ) -> Tensor:
     """Return documents (prompts, size), written now or before."""
-    sampling = [temperature, writing.top_p, writing.top_k, writing.repetition_penalty]
-    recipe = json.dumps([dense.weights_hash, prompts, salt, sampling])
+    sampling = Sampling(temperature, writing.top_p, writing.top_k, writing.repetition_penalty)
+    recipe = json.dumps([dense.weights_hash, prompts, salt, asdict(sampling)])
     file = cache / f"{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.safetensors"
     if file.exists():
         progress(len(prompts) * size)
     else:
-        written = _generate(dense, prompts, size, writing, temperature, _seed(salt), progress)
+        written = decode(dense, prompts, size, sampling, _seed(salt), progress)
         beside = file.with_suffix(".partial")
         save_file({"tokens": written}, beside)
         beside.replace(file)
@@ -223,7 +210,7 @@ def _prompts(dense: DenseModel, count: int, size: int, writing: Writing, salt: s
     """Return the prefixes' token ids in a random order, all of them before any comes again."""
     rng = np.random.default_rng(_seed(salt))
     if writing.prefix == "bos":
-        if _start(dense) is None:
+        if start_of(dense) is None:
             raise TextError(
                 f"Text can begin with BOS where the tokenizer has such a token, but that of {dense.name} has none; "
                 "begin with openings."
@@ -258,93 +245,3 @@ def _prefixes(dense: DenseModel, size: int, writing: Writing) -> list[list[int]]
 
 def _seed(salt: str) -> int:
     return int.from_bytes(hashlib.sha256(f"generate {salt}".encode()).digest()[:6])
-
-
-class _Watch(StoppingCriteria):
-    """Stops nothing; tells the progress of each step."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        self._progress(len(input_ids))
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-class _Draw(LogitsProcessor):
-    """Leaves one token of each document possible, drawn by its probability.
-
-    `torch.multinomial`, by which transformers draws, makes a random number for each word of the vocabulary: a fifth of
-    the time of a step of 32 documents. Here it is one for each document, found in the cumulated probabilities.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)  # on the processor, so that every device draws the same
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cumulated = scores.float().softmax(dim=-1).cumsum(dim=-1)
-        drawn = torch.rand(len(scores), 1, generator=self._generator).to(scores.device) * cumulated[:, -1:]
-        # The first whose sum is above what was drawn, so that none of probability 0 is taken.
-        chosen = torch.searchsorted(cumulated, drawn, right=True).clamp_max(scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
-
-
-def _start(dense: DenseModel) -> int | None:
-    """Return the token that begins a text."""
-    start: int | None = dense.tokenizer.bos_token_id
-    return dense.model.config.bos_token_id if start is None else start
-
-
-def _generate(
-    dense: DenseModel,
-    prompts: list[list[int]],
-    size: int,
-    writing: Writing,
-    temperature: float,
-    seed: int,
-    progress: Progress,
-) -> Tensor:
-    """Return documents (prompts, size), each beginning with its prompt."""
-    start = _start(dense)
-    begin = [] if start is None else [start]
-    longest = max(map(len, prompts))
-    # Padded on the left, so that all documents grow at the same end.
-    rows = [[0] * (longest - len(prompt)) + begin + prompt for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(begin + prompt) for prompt in prompts]
-    head: Any = dense.model.get_output_embeddings()
-    # Of a slice that is not contiguous, the projection would be copied for each document.
-    contiguous = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    try:
-        with torch.inference_mode():
-            tokens = dense.model.generate(  # type: ignore[operator]
-                torch.tensor(rows, device=dense.model.device),
-                attention_mask=torch.tensor(mask, device=dense.model.device),
-                max_new_tokens=size,
-                min_new_tokens=size,
-                eos_token_id=None,  # what follows the end of one text is the next text, packed as in training
-                pad_token_id=dense.tokenizer.eos_token_id or 0,
-                do_sample=False,  # but among what the processors leave,
-                repetition_penalty=1.0,  # which the model's own settings must not add to
-                logits_processor=_processors(writing, temperature, seed),
-                stopping_criteria=StoppingCriteriaList([_Watch(progress)]),
-            )
-    finally:
-        contiguous.remove()
-    assert isinstance(tokens, Tensor)
-    firsts = [longest - len(prompt) + len(begin) for prompt in prompts]
-    return torch.stack([row[first : first + size] for row, first in zip(tokens.cpu(), firsts, strict=True)])
-
-
-def _processors(writing: Writing, temperature: float, seed: int) -> LogitsProcessorList:
-    """Return what draws a token, in transformers' order."""
-    found = LogitsProcessorList()
-    if writing.repetition_penalty != 1:
-        found.append(RepetitionPenaltyLogitsProcessor(writing.repetition_penalty))
-    if temperature != 1:
-        found.append(TemperatureLogitsWarper(temperature))
-    if writing.top_k:
-        found.append(TopKLogitsWarper(writing.top_k))
-    if writing.top_p < 1:
-        found.append(TopPLogitsWarper(writing.top_p))
-    found.append(_Draw(seed))
-    return found

@@ -5,7 +5,7 @@ from a text of its own.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evaluator.calibration_set import SELF, Calibration, fingerprint, gather_set
+from evaluator.calibration_set import SELF, Calibration, CalibrationSet, fingerprint, gather_set
 from evaluator.checkpoint import DenseModel
-from evaluator.generation import MEASURING, Progress, generate_tokens, tokens_to_write
+from evaluator.decoding import Progress
+from evaluator.generation import MEASURING, generate_tokens, tokens_to_write
 from evaluator.sources import is_hub, named, same_source, tokenise
 from space import SettingError, TextError
 
@@ -134,7 +135,46 @@ def prepare_texts(
             f"sequence_length must be at most {dense.longest_sequence} tokens for this model, but is "
             f"{sizes.sequence_length}; lower it."
         )
-    recipe = _resolved(calibration, source, report_source)
+    recipe = resolved(calibration, source, report_source)
+    texts, pools = measured_texts(dense, source, sizes, seed, cache, report_source, progress, [recipe])
+    made = gather_set(dense, recipe, sizes.calibrate, sizes.sequence_length, seed, cache, progress, pools)
+    return with_calibration(texts, recipe, made)
+
+
+def with_calibration(texts: Texts, recipe: Calibration, made: CalibrationSet) -> Texts:
+    """Return texts with the calibration set that a recipe made."""
+    sources = {"calibrate": " and ".join(_title(each) for each, _ in recipe.sources), **texts.sources}
+    return Texts({"calibrate": made.tokens, **texts.tokens}, sources, made.record)
+
+
+def measured_texts(
+    dense: DenseModel,
+    source: str,
+    sizes: SplitSizes,
+    seed: int,
+    cache: Path,
+    report_source: str | None,
+    progress: Progress,
+    recipes: Sequence[Calibration],
+) -> tuple[Texts, dict[str, Tensor]]:
+    """Make all splits but that to calibrate on.
+
+    Args:
+        dense: whose tokenizer reads, or who writes, the text.
+        source: as `prepare_texts`, and so what follows.
+        sizes: of the splits.
+        seed: chooses the sequences and drives generation.
+        cache: folder for generated batches.
+        report_source: another text for reporting.
+        progress: told the tokens of each step of generation.
+        recipes: of calibration sets that may take a part of `source`, which are never together.
+
+    Returns:
+        The texts, and by source the sequences that are left to calibrate on.
+
+    Raises:
+        TextError: a text is missing, unreadable or too short.
+    """
     length, counts = sizes.sequence_length, _own_counts(source, sizes, report_source)
     pools = {}
     if source == SELF:
@@ -142,23 +182,21 @@ def prepare_texts(
         parts = written.split(list(counts.values()))
         tokens = {split: part.clone() for split, part in zip(counts, parts, strict=True)}
     else:
-        own = recipe.filters.needed(recipe.shares(sizes.calibrate).get(source, 0))
+        own = max(recipe.filters.needed(recipe.shares(sizes.calibrate).get(source, 0)) for recipe in recipes)
         tokens, pools[source] = _read(dense, source, {"calibrate": own, **counts}, length, seed)
-    made = gather_set(dense, recipe, sizes.calibrate, length, seed, cache, progress, pools)
-    sources = {"calibrate": " and ".join(_title(each) for each, _ in recipe.sources)}
-    sources |= dict.fromkeys(counts, _title(source))
+    sources = dict.fromkeys(counts, _title(source))
     if "report" not in counts:
         assert report_source is not None
         tokens["report"] = _leading(dense, report_source, sizes)
         sources["report"] = named(report_source)
-    return Texts({"calibrate": made.tokens, **tokens}, sources, made.record)
+    return Texts(tokens, sources), pools
 
 
 def text_to_write(
     source: str, sizes: SplitSizes, report_source: str | None = None, calibration: Calibration | None = None
 ) -> int:
     """Return the tokens that the dense model writes for `prepare_texts`."""
-    recipe, length = _resolved(calibration, source, report_source), sizes.sequence_length
+    recipe, length = resolved(calibration, source, report_source), sizes.sequence_length
     measured = sum(_own_counts(source, sizes, report_source).values()) if source == SELF else 0
     return recipe.tokens_to_write(sizes.calibrate, length) + tokens_to_write(measured, length, MEASURING)
 
@@ -175,8 +213,12 @@ def shared_passages(one: Tensor, other: Tensor) -> int:
     return sum(row.tobytes() in seen for row in other.unfold(1, size, 1).flatten(0, 1).contiguous().numpy())
 
 
-def _resolved(calibration: Calibration | None, source: str, report_source: str | None) -> Calibration:
-    """Return a recipe with sources, of which none is a text that is searched or reported on."""
+def resolved(calibration: Calibration | None, source: str, report_source: str | None) -> Calibration:
+    """Return a recipe with sources, of which none is a text that is searched or reported on.
+
+    Raises:
+        SettingError: one is.
+    """
     recipe = calibration or Calibration()
     if not recipe.sources:
         return replace(recipe, sources=((source, 1.0),))

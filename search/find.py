@@ -13,6 +13,7 @@ from search import pareto_set, selection
 from search.another_budget import EARLIER
 from search.baselines import fixed_allocations, scored_allocations
 from search.job import Run
+from search.mixes import winner_under_each
 from search.objective import predictor_score
 from search.pareto_set import ParetoSet, set_record
 from search.proposals import evolve
@@ -34,6 +35,7 @@ class Found:
         plain: baselines without the criterion's update, on the report text.
         predictor: the last one fitted; None where too little was measured for one.
         pareto: the Pareto set, see `search.pareto_set`; None where nothing was searched against.
+        mixes: what the winner measures under each calibration mix, see `search.mixes`; empty where there was no choice.
     """
 
     winner: Architecture
@@ -42,6 +44,7 @@ class Found:
     plain: dict[str, tuple[Architecture, Measurement]]
     predictor: AccuracyPredictor | None
     pareto: dict[str, Any] | None
+    mixes: dict[str, dict[str, Any]]
 
 
 def find(run: Run) -> Found:
@@ -57,7 +60,8 @@ def find(run: Run) -> Found:
         predictor = run.fit()
     everyone = {**baselines, "winner": champion}
     measured = {split: _measure_all(run, everyone, split) for split in ("search", "validate", "report")}
-    return Found(champion, everyone, measured, _measure_plain(run, baselines), predictor, pareto)
+    mixes = winner_under_each(run, champion) if run.config.calibration.mixes else {}
+    return Found(champion, everyone, measured, _measure_plain(run, baselines), predictor, pareto, mixes)
 
 
 def _fitted(run: Run) -> AccuracyPredictor | None:

@@ -55,6 +55,10 @@ class RunFolder:
         self.report_file = path / "report.html"
         self.export = path / "export"
 
+    def mix_file(self, number: int) -> Path:
+        """Return the file of a calibration set that a run may choose, by its place among the mixes."""
+        return self.path / f"mix-{number}.safetensors"
+
     def predictor_of(self, name: str) -> Path:
         """Return the folder of a predictor of something else than KL."""
         return self.path / f"predictor-{name}"

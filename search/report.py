@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from search.calibration_words import calibration_in_words
 from search.comparison import PairRow, comparison, duration, headline, notes, pareto_front, title_of
 from search.figures import DARK, Drawing, pareto_drawing, prediction_drawing
 from search.folder import write_text
@@ -232,6 +233,7 @@ def _protocol(best: Mapping[str, Any]) -> str:
     protocols = {part["protocol"]: None for part in best["measured"].values() if part.get("protocol")}
     items = {
         **texts,
+        **calibration_in_words(best.get("calibration") or {}),
         "Tokens through the model": f"{best['tokens_through_model']:,}",
         "Time": duration(best["wall_seconds"]),
         "Seed": best["seed"],

@@ -22,6 +22,7 @@ def best_record(
     rounds: Sequence[Mapping[str, Any]],
     learned: Mapping[str, Any],
     pareto: Mapping[str, Any] | None,
+    mixes: Mapping[str, Any],
     latency: Mapping[str, Any] | None,
     wall_seconds: float,
     environment: Mapping[str, Any],
@@ -40,6 +41,7 @@ def best_record(
         rounds: what each round reached.
         learned: what the predictor learned, see `search.learned`.
         pareto: the Pareto set, see `search.pareto_set`; None where nothing was searched against.
+        mixes: what the winner measures under each calibration mix, see `search.mixes`.
         latency: of the winner and the dense model, see `search.latency`; None where it was not asked for.
         wall_seconds: of this process and of what earlier ones measured for the run.
         environment: what it ran with.
@@ -93,7 +95,7 @@ def best_record(
         "texts": {
             split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()
         },
-        "calibration": dict(texts.calibration),
+        "calibration": {**texts.calibration, **({"winner_under": dict(mixes)} if mixes else {})},
         "protocols": judge.describe(),
         "tokens_through_model": judge.store.tokens_measured() + texts.tokens["calibrate"].numel(),
         "wall_seconds": round(wall_seconds, 1),

@@ -139,6 +139,7 @@ def _write(run: Run, found: Found, started: float) -> dict[str, Any]:
         run.rounds,
         learned_record(predictor, run.pairs, found.winner, run.refinement) if predictor else {},
         found.pareto,
+        found.mixes,
         _timed(run, found.winner),
         time.perf_counter() - started,
         describe_environment(run.evaluator.dense, run.agreement),

@@ -46,6 +46,9 @@ class CalibrationConfig(Settings):
     # run's text, of which the calibration set then has a part of its own.
     sources: tuple[str, ...] = ()
     set_: str | None = Field(None, alias="set")  # a file that `secateur calibrate` made, instead of sources
+    # Sources to choose from, each as above or several joined by + for a mix of equal parts, as in self+c4.jsonl: one
+    # more gene of few values, settled before the search by what allocations on the budget lose under each.
+    mixes: tuple[str, ...] = ()
     document: int = Field(128, ge=2)  # tokens of a document that the model writes; long ones drift into noise
     temperatures: tuple[float, ...] = Field((1.0,), min_length=1)  # of the documents, by turns
     prefix: str = "openings"  # of each document: openings, bos, token, or a text whose lines' first words it takes
@@ -60,7 +63,7 @@ class CalibrationConfig(Settings):
     language: str | None = None  # ISO 639-1
     shortest: int = Field(0, ge=0)  # tokens of a document of a given text
 
-    @field_validator("sources", "temperatures", mode="before")
+    @field_validator("sources", "mixes", "temperatures", mode="before")
     @classmethod
     def _one_or_more(cls, value: object) -> object:
         return [value] if isinstance(value, str | int | float) else value
@@ -69,6 +72,9 @@ class CalibrationConfig(Settings):
     def _one_origin(self) -> Self:
         if self.set_ is not None and self.sources:
             raise ValueError("set is a calibration set that is made already; leave sources out")
+        alone = not self.sources and self.set_ is None
+        if self.mixes and not (alone and len(set(self.mixes)) == len(self.mixes) > 1):
+            raise ValueError("mixes are two or more, different, to choose from; leave sources and set out")
         return self
 
 

@@ -3,24 +3,42 @@
 from dataclasses import replace
 from pathlib import Path
 
-from evaluator import SELF, Calibration, CalibrationSet, DenseModel, Filters, SplitSizes, Texts, Writing, text_to_write
+from evaluator import (
+    SELF,
+    Calibration,
+    CalibrationSet,
+    DenseModel,
+    Filters,
+    SplitSizes,
+    Texts,
+    Writing,
+    gather_set,
+    text_to_write,
+)
 from evaluator import prepare_texts as make_texts
-from evaluator.splits import shared_passages
+from evaluator.splits import measured_texts, resolved, shared_passages, with_calibration
 from search.config import RunConfig
 from search.folder import RunFolder
+from search.mixes import choose_mix
 from search.progress import Reporter
-from search.settings import CalibrationConfig
+from search.settings import CalibrationConfig, TextConfig
 from space import SettingError
 
 
-def calibration_of(settings: CalibrationConfig) -> Calibration:
+def calibration_of(settings: CalibrationConfig, mix: str | None = None) -> Calibration:
     """Return the recipe that settings describe.
+
+    Args:
+        settings: of the calibration.
+        mix: one of their mixes; None takes their sources.
 
     Raises:
         SettingError: a source cannot be read, or a number is out of range.
     """
+    named = [mix] if mix and Path(mix).is_file() else (mix or "").split("+")
+    sources = settings.sources if mix is None else named
     return Calibration(
-        tuple(Calibration.parse_source(source) for source in settings.sources),
+        tuple(Calibration.parse_source(source) for source in sources),
         Writing(
             settings.document,
             settings.temperatures,
@@ -55,8 +73,12 @@ def texts_of(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: R
     """
     if files.texts_file.exists():
         return files.texts()
+    if config.calibration.mixes:
+        texts = chosen_texts(config, files, dense, reporter)
+        texts.save(files.texts_file)
+        return texts
     text, recipe = config.text, calibration_of(config.calibration)
-    sizes = SplitSizes(text.calibrate, text.search, text.validate_, text.report_sequences, text.sequence_length)
+    sizes = sizes_of(text)
     given = _given(config.calibration.set_, dense)
     if given is not None:  # one sequence is the least that a split may have; it is replaced
         sizes, recipe = replace(sizes, calibrate=1), Calibration()
@@ -68,6 +90,41 @@ def texts_of(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: R
         texts = _with_set(texts, given)
     texts.save(files.texts_file)
     return texts
+
+
+def sizes_of(text: TextConfig) -> SplitSizes:
+    """Return the sizes of the splits."""
+    return SplitSizes(text.calibrate, text.search, text.validate_, text.report_sequences, text.sequence_length)
+
+
+def chosen_texts(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter) -> Texts:
+    """Return a run's texts with the calibration set, of those of its mixes, under which allocations lose least.
+
+    Args:
+        config: the settings, with mixes.
+        files: the run folder, where all sets are kept.
+        dense: the model.
+        reporter: tells a person about the progress.
+    """
+    text, sizes, length = config.text, sizes_of(config.text), config.text.sequence_length
+    recipes = {
+        mix: resolved(calibration_of(config.calibration, mix), text.source, text.report)
+        for mix in config.calibration.mixes
+    }
+    written = sum(recipe.tokens_to_write(sizes.calibrate, length) for recipe in recipes.values())
+    with reporter.stage("Reading and writing text", written, "tokens") as advance:
+        plain, pools = measured_texts(
+            dense, text.source, sizes, config.seed, files.generated, text.report, advance, list(recipes.values())
+        )
+        sets = {
+            mix: gather_set(dense, recipe, sizes.calibrate, length, config.seed, files.generated, advance, pools)
+            for mix, recipe in recipes.items()
+        }
+    for number, made in enumerate(sets.values()):
+        made.save(files.mix_file(number))
+    chosen, told = choose_mix(config, files, dense, plain, sets, reporter)
+    made = replace(sets[chosen], record={**sets[chosen].record, "chosen": chosen, "mixes": told})
+    return with_calibration(plain, recipes[chosen], made)
 
 
 def _given(file: str | None, dense: DenseModel) -> CalibrationSet | None:

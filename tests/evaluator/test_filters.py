@@ -8,7 +8,8 @@ import torch
 
 from evaluator import Filters, open_model
 from evaluator.accuracy import unit_losses
-from evaluator.filters import Sieve, repetition
+from evaluator.filters import Sieve
+from evaluator.set_statistics import repetition
 from space import SettingError
 from tests.evaluator.pieces import logits_of
 from tests.pico import pico_tokens

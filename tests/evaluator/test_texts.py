@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from evaluator import SPLITS, SplitSizes, load_texts, open_model, prepare_texts, text_to_write
+from evaluator.decoding import Draw
 from evaluator.generation import (
     CALIBRATION,
     MEASURING,
     Writing,
-    _Draw,
     generate_tokens,
     tokens_to_write,
 )
@@ -189,13 +189,13 @@ def test_temperatures_take_turns_and_a_lower_one_writes_what_the_model_finds_lik
 
 def test_tokens_are_drawn_by_their_probability():
     scores = torch.tensor([[0.0, 1.0, -torch.inf, 2.0]]).expand(20_000, 4)
-    drawn = _Draw(0)(None, scores)
+    drawn = Draw(0)(None, scores)
     assert (drawn.isfinite().sum(dim=1) == 1).all()
     shares = drawn.isfinite().float().mean(dim=0)
     torch.testing.assert_close(shares, scores[0].softmax(dim=0), atol=0.01, rtol=0)
     assert shares[2] == 0
     certain = torch.tensor([[-torch.inf, -torch.inf, 5.0]]).expand(100, 3)
-    assert (_Draw(1)(None, certain)[:, 2] == 0).all()
+    assert (Draw(1)(None, certain)[:, 2] == 0).all()
 
 
 def test_generation_leaves_the_callers_random_numbers_alone(pico, tmp_path):

@@ -98,7 +98,7 @@ class TestMaking:
         command = ("calibrate", "--model", stories, "--temperature", 1, "--temperature", 0.8, *SMALL)
         whole = answer(capsys, *command)
         _file("self").unlink()
-        written, generate = [], generation._generate
+        written, generate = [], generation.decode
 
         def stop(*arguments):
             if len(written) == 1:
@@ -106,11 +106,11 @@ class TestMaking:
             written.append(len(arguments[1]))
             return generate(*arguments)
 
-        monkeypatch.setattr(generation, "_generate", stop)
+        monkeypatch.setattr(generation, "decode", stop)
         assert call(*command) == 130
         assert names(here) == [".calibration-stories260K-self-generated"]
         left = []
-        monkeypatch.setattr(generation, "_generate", lambda *given: left.append(len(given[1])) or generate(*given))
+        monkeypatch.setattr(generation, "decode", lambda *given: left.append(len(given[1])) or generate(*given))
         assert answer(capsys, *command) == whole
         assert (written, left) == ([2], [2])  # documents of either temperature
         assert names(here) == ["calibration-stories260K-self.safetensors"]
