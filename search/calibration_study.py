@@ -212,7 +212,7 @@ def run_study(
     cells = [(source, draw, setting) for source in study.sources for setting in study.settings for draw in draws]
     key, rows = study.key(dense), {}
     for cell in cells:
-        file = _file(folder, key, *cell, study.sources[cell[0]])
+        file = row_file(folder, key, *cell, study.sources[cell[0]])
         if file.exists():
             rows[cell] = json.loads(file.read_text())
     missing = [cell for cell in cells if cell not in rows]
@@ -228,7 +228,7 @@ def run_study(
                 with reporter.stage(title, len(settings), "measurements") as advance:
                     for setting, figures in _measured(judge, study, made, draw, settings, also):
                         row = {"source": source, "draw": draw, "setting": str(setting), **where, **figures}
-                        file = _file(folder, key, source, draw, setting, study.sources[source])
+                        file = row_file(folder, key, source, draw, setting, study.sources[source])
                         file.parent.mkdir(parents=True, exist_ok=True)
                         write_json(file, row)
                         rows[source, draw, setting] = row
@@ -251,7 +251,17 @@ def _judge(dense: DenseModel, study: Study, folder: Path) -> Iterator[Evaluator]
         store.close()
 
 
-def _file(folder: Path, key: str, source: str, draw: int, setting: Setting, recipe: Calibration) -> Path:
+def row_file(folder: Path, key: str, source: str, draw: int, setting: Setting, recipe: Calibration) -> Path:
+    """Return the file of a row, named by all that it depends on.
+
+    Args:
+        folder: of the study.
+        key: of the study, `Study.key`.
+        source: its name.
+        draw: its number.
+        setting: to prune by.
+        recipe: of the source.
+    """
     own = [(identity(each), weight) for each, weight in recipe.sources]
     content = [own, replace(recipe.writing, prefix=identity(recipe.writing.prefix)), recipe.filters]
     name = f"{source} {hashlib.sha256(str(content).encode()).hexdigest()[:8]} {draw} {setting}"

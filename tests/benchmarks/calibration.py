@@ -1,11 +1,12 @@
 """Which text a model should be calibrated on: common sources, text of its own, filtered or not, and a mix.
 
     python -m tests.benchmarks.calibration [--quick] [--seed N] [--device NAME] [--source NAME ...] [--part NAME ...]
+                                           [--kept]
 
 SmolLM2-135M; calibration sets of 32 x 512 tokens. Perplexity on 16,384 tokens each of WikiText-2 test and of C4 that no
 set is drawn from; accuracy on 200 items each of ARC-Easy, PIQA, OpenBookQA and WinoGrande, zero-shot, the same for all.
-Figures are means over draws of the sets with the deviation of a draw; rows are kept in runs/benchmark-calibration, so
-that the benchmark goes on where it was stopped, and in the result.
+Figures are means over draws of the sets with the deviation of a draw; rows are kept in runs/benchmark-calibration and
+in the result, each with its device, so that the benchmark goes on where it was stopped, on another machine as well.
 
 | part | sources, settings and draws |
 | --- | --- |
@@ -36,11 +37,11 @@ import numpy as np
 from evaluator import SELF, Calibration, DenseModel, Evaluator, Filters, Writing
 from evaluator.generation import CALIBRATION, write_documents
 from evaluator.sources import tokenise
-from search.calibration_study import Row, Setting, Study, described, run_study, summary, winners
+from search.calibration_study import Row, Setting, Study, described, row_file, run_study, summary, winners
 from search.environment import device_name
 from search.progress import Reporter
 from space import Architecture
-from tests.benchmarks.record import DATA, ROOT, finish
+from tests.benchmarks.record import DATA, RESULTS, ROOT, finish
 from tests.benchmarks.search import open_dense
 from tests.benchmarks.tasks import TASKS, Item, log_likelihoods, read_items
 
@@ -87,22 +88,49 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where the model is, e.g. cuda")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="which; all without")
     parser.add_argument("--source", action="append", choices=[*SOURCES, *WAYS], help="which to measure; all without")
+    parser.add_argument("--kept", action="store_true", help="measure nothing more: the figures of what is there")
     options = parser.parse_args()
     quick, folder = options.quick, ROOT / "runs" / f"benchmark-calibration{'-quick' if options.quick else ''}"
     dense = open_dense(quick, options.device)
     figures: dict[str, Any] = {}
     details: dict[str, Any] = {"seed": options.seed, "device": device_name(dense), "parts": {}}
-    for part in options.part or PARTS:
-        sources, settings, draws = PARTS[part]
-        chosen = {name: each for name, each in sources.items() if name in (options.source or sources)}
-        numbers = range(2 if quick else draws)
-        study = _study(dense, chosen, settings, options.seed, quick)
-        rows = run_study(dense, study, numbers, folder, Reporter(), _Tasks(10 if quick else ITEMS))
-        figures[part] = figures_of(rows)
-        details["parts"][part] = {**described(study, numbers), "rows": rows}
-    if not options.source:
+    for part, (sources, settings, draws) in PARTS.items():
+        study, numbers = _study(dense, sources, settings, options.seed, quick), range(2 if quick else draws)
+        _restore(dense, study, part, folder, quick)
+        if part in (options.part or PARTS) and not options.kept:
+            asked = {name: each for name, each in sources.items() if name in (options.source or sources)}
+            chosen = replace(study, sources=asked)
+            run_study(dense, chosen, numbers, folder, Reporter(), _Tasks(10 if quick else ITEMS))
+        rows = _kept(dense, study, numbers, folder)
+        if rows:
+            figures[part] = figures_of(rows)
+            missing = len(sources) * len(settings) * len(numbers) - len(rows)
+            details["parts"][part] = {**described(study, numbers), "rows_missing": missing, "rows": rows}
+    if not options.source and not options.kept:
         figures["generation"] = _generation(dense, folder, quick)
-    finish("calibration", figures, details, quick or bool(options.source or options.part))
+    finish("calibration", figures, details, quick)
+
+
+def _kept(dense: DenseModel, study: Study, draws: Sequence[int], folder: Path) -> list[Row]:
+    """Return the rows that are there."""
+    key = study.key(dense)
+    cells = [(source, draw, setting) for source in study.sources for setting in study.settings for draw in draws]
+    files = [row_file(folder, key, *cell, study.sources[cell[0]]) for cell in cells]
+    return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
+def _restore(dense: DenseModel, study: Study, part: str, folder: Path, quick: bool) -> None:
+    """Put the rows of the result where the study looks for them, unless there are some already."""
+    file = RESULTS / "calibration.json"
+    if quick or not file.exists():
+        return
+    settings = {str(setting): setting for setting in study.settings}
+    for row in json.loads(file.read_text())["parts"].get(part, {"rows": []})["rows"]:
+        source = row["source"]
+        place = row_file(folder, study.key(dense), source, row["draw"], settings[row["setting"]], study.sources[source])
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps(row))
 
 
 def _study(
@@ -137,7 +165,7 @@ class _Tasks:
 def figures_of(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the figures of one part."""
     table = summary(rows)
-    names = ("perplexity", "perplexity_deviation", "accuracy", "accuracy_deviation")
+    names = ("draws", "perplexity", "perplexity_deviation", "accuracy", "accuracy_deviation")
     found: dict[str, Any] = {
         name: {setting: {source: each[name] for source, each in own.items()} for setting, own in table.items()}
         for name in names
@@ -160,7 +188,7 @@ def _less(rows: Sequence[Row], other: str) -> dict[str, list[float]]:
             points += [100 * (own[draw]["accuracy"] - theirs[draw]["accuracy"]) for draw in own if draw in theirs]
             logs += [_log(own[draw]) - _log(theirs[draw]) for draw in own if draw in theirs]
     if len(points) < 2:
-        return {}
+        return {}  # nothing to tell an error from
     return {"accuracy_points": _mean_and_error(points), "log_perplexity": _mean_and_error(logs)}
 
 
