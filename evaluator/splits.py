@@ -258,7 +258,7 @@ def _read(
     """
     needed = sum(counts.values())
     stream = tokenise(dense, source, at_most=8 * needed * length if is_hub(source) else None)
-    sequences = _packed(stream, source, needed, length)
+    sequences = packed(stream, source, needed, length)
     # Regions share out what there is in proportion to what is asked, each at least as large as its split.
     edges = np.cumsum([0, *counts.values()]) * len(sequences) // needed
     rng = np.random.default_rng(seed)
@@ -274,14 +274,26 @@ def _leading(dense: DenseModel, source: str, sizes: SplitSizes) -> Tensor:
     if source == SELF:
         raise SettingError("A report on self-generated text must search on it as well; leave report_text out.")
     stream = tokenise(dense, source, at_most=None)
-    return _packed(stream, source, sizes.report, sizes.sequence_length)[: sizes.report].clone()
+    return packed(stream, source, sizes.report, sizes.sequence_length)[: sizes.report].clone()
 
 
-def _packed(stream: Tensor, source: str, needed: int, length: int) -> Tensor:
+def packed(stream: Tensor, source: str, needed: int, length: int, use: str = "for its splits") -> Tensor:
+    """Return a text as sequences (n, length).
+
+    Args:
+        stream: (tokens,) token ids.
+        source: what it is called.
+        needed: sequences that there must be.
+        length: tokens of each.
+        use: what they are for.
+
+    Raises:
+        TextError: the text is too short.
+    """
     available = len(stream) // length
     if available < needed:
         raise TextError(
-            f"A text must hold {needed} sequences of {length} tokens for its splits, but {source!r} holds {available}; "
-            "give a longer text, fewer sequences or a shorter sequence_length."
+            f"A text must hold {needed} sequences of {length} tokens {use}, but {source!r} holds {available}; give a "
+            "longer text, fewer sequences or a shorter sequence_length."
         )
     return stream[: available * length].view(available, length)

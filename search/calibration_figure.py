@@ -1,9 +1,5 @@
-"""How a study of what to calibrate on is shown: a table and a sentence on the terminal, and one page with a figure.
+"""How a study of what to calibrate on is shown: a table and a sentence on the terminal, and one page with a figure."""
 
-The page holds plotly.js and its data and forbids every request, as a run's report does.
-"""
-
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io
-from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from search.figures import BLUE, DARK, GREY, INK, LEGEND_PIXELS, LOG, ORANGE, Drawing, padded, style
+from search.figures import BLUE, GREY, INK, LEGEND_PIXELS, LOG, ORANGE, Drawing, padded, style
+from search.page import figure_section, page
 
 WINNER = "★"  # beside the lowest of a setting
 LEGEND = f"{WINNER} lowest of its setting. Perplexity, geometric mean of texts and draws ± the deviation of a draw."
@@ -171,32 +166,9 @@ def render_study(study: Mapping[str, Any]) -> str:
     Args:
         study: the content of a study's `study.json`.
     """
-    drawing = study_drawing(study)
-    data = plotly.io.to_json(drawing.figure, validate=False).replace("<", "\\u003c")
-    title, summary = escape(f"What to calibrate {_model(study)} on"), escape(drawing.summary)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{title}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<figure><div id="plot" role="img" aria-label="{summary}" style="height:{drawing.height}px"></div>
-<figcaption>{summary}</figcaption></figure>
-{_html_table(study)}
-</main>
-<script type="application/json" id="data">{data}</script>
-<script>{get_plotlyjs()}</script>
-<script>{_SCRIPT.replace("DARK_COLORS", json.dumps(DARK))}</script>
-</body>
-</html>
-"""
+    title = escape(f"What to calibrate {_model(study)} on")
+    section = figure_section("study", "Perplexity by calibration set", study_drawing(study), _html_table(study))
+    return page(title, f"<h1>{title}</h1>\n{section}")
 
 
 def _html_table(study: Mapping[str, Any]) -> str:
@@ -212,32 +184,3 @@ def _html_table(study: Mapping[str, Any]) -> str:
         f'<table><caption>{LEGEND}</caption><thead><tr><th scope="col">Calibrated on</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></details>"
     )
-
-
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--muted:#59616b;--grid:#e1e4e8;--paper:#fff}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--muted:#a8b0ba;--grid:#30363d;--paper:#15181c}}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:1.5rem 1rem 4rem}
-h1{font-size:1.35rem;overflow-wrap:anywhere}
-figure{margin:0}
-figcaption,caption{color:var(--muted);font-size:.9rem;text-align:left;max-width:46rem}
-details{margin-top:1rem;overflow-x:auto}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.4rem .6rem;border-bottom:1px solid var(--grid);text-align:right;white-space:nowrap}
-tr>th:first-child{text-align:left}
-"""
-_SCRIPT = """
-const dark = matchMedia("(prefers-color-scheme: dark)"), colors = DARK_COLORS;
-function draw() {
-  let text = document.getElementById("data").textContent;
-  if (dark.matches) text = text.replace(/"(#[0-9a-f]{6})"/g, (all, color) => '"' + (colors[color] || color) + '"');
-  const figure = JSON.parse(text);
-  figure.layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
-  const how = {responsive: true, displaylogo: false, displayModeBar: false};
-  Plotly.react("plot", figure.data, figure.layout, how);
-}
-dark.addEventListener("change", draw);
-draw();
-"""

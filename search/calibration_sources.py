@@ -7,8 +7,9 @@ from torch import Tensor
 
 from evaluator import SELF, Calibration, DenseModel, Filters
 from evaluator.sources import documents, is_hub, named, same_source, tokenise
+from evaluator.splits import packed
 from search.folder import RunFolder
-from space import RunFolderError, SettingError, TextError
+from space import RunFolderError, SettingError
 
 FILTERED, _FILTERED_SHARE = "self-filtered", 0.2  # what arXiv 2410.17711 drops
 DEFAULT_SOURCES = (SELF, FILTERED)
@@ -81,7 +82,7 @@ def texts_of(dense: DenseModel, sources: Sequence[str], count: int, length: int)
             raise SettingError(
                 f"A study tells texts apart by their file names, but two are called {name!r}; rename one."
             )
-        found[name] = _packed(tokenise(dense, source, count * length), source, count, length, "measure")[:count]
+        found[name] = packed(tokenise(dense, source, count * length), source, count, length, "to measure on")[:count]
     return found
 
 
@@ -96,18 +97,8 @@ def pools_of(dense: DenseModel, recipes: Mapping[str, Calibration], sequences: i
         for source, count in recipe.shares(sequences).items():
             if count and source != SELF and not is_hub(source):
                 whole = found[source].flatten() if source in found else tokenise(dense, source)
-                found[source] = _packed(whole, source, recipe.filters.needed(count), length, "calibrate")
+                found[source] = packed(whole, source, recipe.filters.needed(count), length, "to calibrate on")
     return found
-
-
-def _packed(stream: Tensor, source: str, needed: int, length: int, use: str) -> Tensor:
-    available = len(stream) // length
-    if available < needed:
-        raise TextError(
-            f"A text must hold {needed} sequences of {length} tokens to {use} on, but {source!r} holds {available}; "
-            "give a longer text, or ask for fewer or shorter sequences."
-        )
-    return stream[: available * length].view(available, length)
 
 
 def check_folder(folder: RunFolder) -> None:

@@ -1,17 +1,13 @@
 """What a run found, for people: a table on the terminal and one page that opens anywhere, with nothing to fetch.
 
-The page holds plotly.js, its styles and its data, and a content security policy that forbids every request, so it can
-be mailed or kept beside the numbers. Both say the same: the rows are made once, in `search.comparison`.
+Both say the same: the rows are made once, in `search.comparison`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import plotly.io
-from plotly.offline import get_plotlyjs
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape as escape_markup
@@ -19,10 +15,11 @@ from rich.table import Table
 
 from search.calibration_words import calibration_in_words
 from search.comparison import PairRow, comparison, duration, headline, notes, pareto_front, title_of
-from search.figures import DARK, Drawing, pareto_drawing, prediction_drawing
+from search.figures import Drawing, pareto_drawing, prediction_drawing
 from search.folder import write_text
 from search.layer_map import layers_drawing, rounds_drawing
 from search.learned import curve_drawing, damages_drawing, refinement_drawing
+from search.page import figure_section, page
 from search.set_figure import set_drawing, set_table
 from space import Architecture
 
@@ -110,22 +107,12 @@ def render_report(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> str:
         ("rounds", "Progress over rounds", rounds_drawing(best), ""),
         ("curve", "Would more pairs pay?", curve_drawing(learned) if learned else None, _regressors(best["quality"])),
     ]
-    figures = "\n".join(_figure(name, head, shown, note) for name, head, shown, note in drawings if shown)
+    figures = "\n".join(figure_section(name, head, shown, note) for name, head, shown, note in drawings if shown)
     lead = escape(headline(best)).replace(" ± ", "&nbsp;±&nbsp;").replace(" %", "&nbsp;%")
     lines = "".join(f"<p>{escape(line)}</p>" for line in notes(best))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{title}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
+    return page(
+        title,
+        f"""<h1>{title}</h1>
 <p class="lead">{lead}</p>
 <section aria-labelledby="comparison"><h2 id="comparison">Comparison</h2>
 {table}
@@ -135,13 +122,8 @@ def render_report(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> str:
 {_protocol(best)}</section>
 <section aria-labelledby="use"><h2 id="use">How to use the result</h2>
 <p><code>RUN</code> is the folder that this page lies in.</p>
-{_COMMANDS}</section>
-</main>
-<script>{get_plotlyjs()}</script>
-<script>{_SCRIPT.replace("DARK_COLORS", json.dumps(DARK))}</script>
-</body>
-</html>
-"""
+{_COMMANDS}</section>""",
+    )
 
 
 def write_report(folder: Path, best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Path:
@@ -217,17 +199,6 @@ def _kept(value: int, full: int, sparsity: float) -> str:
     return f"{value:,} of {full:,}" + (f", {100 * sparsity:.3g} % zeros" if sparsity else "")
 
 
-def _figure(name: str, heading: str, drawing: Drawing, note: str) -> str:
-    data = plotly.io.to_json(drawing.figure, validate=False).replace("<", "\\u003c")
-    summary = escape(drawing.summary)
-    return f"""<section aria-labelledby="{name}"><h2 id="{name}">{escape(heading)}</h2>
-<figure><div class="plot" role="img" aria-label="{summary}" data-figure="{name}-data"
- style="height:{drawing.height}px"></div>
-<figcaption>{summary}</figcaption></figure>
-<script type="application/json" id="{name}-data">{data}</script>
-{note}</section>"""
-
-
 def _protocol(best: Mapping[str, Any]) -> str:
     texts = {f"Text to {name}": text for name, text in best["texts"].items()}
     protocols = {part["protocol"]: None for part in best["measured"].values() if part.get("protocol")}
@@ -253,7 +224,6 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _PARETO_NOTE = (
     "<p>Each point is an architecture run on the search text, with its standard error; lower and further left is "
     "better. KL is the divergence of its next-token distribution from the dense model's, in nats per token: 0 is the "
@@ -265,54 +235,3 @@ _COMMANDS = """<dl class="commands">
 <dt><code>secateur generate RUN/export "prompt"</code></dt><dd>lets the pruned model go on from a prompt</dd>
 <dt><code>secateur predict RUN</code></dt><dd>asks the run's predictor about an architecture, without a model</dd>
 </dl>"""
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--muted:#59616b;--grid:#e1e4e8;--paper:#fff;--soft:#f4f6f8;
---accent:#0072b2;--alarm:#b54a00}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--muted:#a8b0ba;--grid:#30363d;--paper:#15181c;--soft:#1e2329;
---accent:#56b4e9;--alarm:#f0814a}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:1.5rem 1rem 4rem}
-h1{font-size:1.35rem;line-height:1.25;margin:0 0 .75rem;overflow-wrap:anywhere}
-h2{font-size:1.2rem;margin:0 0 .75rem}
-section{margin-top:2.75rem}
-p{max-width:46rem;margin:.6rem 0}
-.lead{font-size:1.45rem;line-height:1.35;margin:0;padding:1rem 1.25rem;max-width:none;background:var(--soft);
-border-left:4px solid var(--accent)}
-.scroll{overflow-x:auto}
-.scroll:focus-visible,summary:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-.numbers{width:100%}
-caption{text-align:left;color:var(--muted);padding-bottom:.4rem;font-size:.9rem}
-th,td{padding:.4rem .6rem;border-bottom:1px solid var(--grid);text-align:right;white-space:nowrap;font-weight:400}
-thead th{white-space:normal;font-size:.9rem;color:var(--muted);vertical-align:bottom}
-tr>th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
-.winner>*{font-weight:700}
-.winner>*,tr.winner>th:first-child{background:var(--soft)}
-.removed{color:var(--alarm)}
-figure{margin:0}
-.plot{width:100%}
-figcaption{color:var(--muted);font-size:.9rem;margin-top:.5rem;max-width:46rem}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.35rem 1.25rem;margin:.6rem 0}
-dt{color:var(--muted)}
-dd{margin:0;overflow-wrap:anywhere}
-code{font:.92em ui-monospace,monospace;background:var(--soft);padding:.1em .35em;color:var(--ink)}
-summary{cursor:pointer;color:var(--accent);margin-top:.6rem}
-@media(max-width:600px){.lead{font-size:1.2rem}dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.6rem}}
-"""
-# Colours are swapped in the text of the figures, before they are read; a finger scrolls the page and does not zoom.
-_SCRIPT = """
-const dark = matchMedia("(prefers-color-scheme: dark)"), colors = DARK_COLORS;
-const finger = matchMedia("(pointer: coarse)").matches;
-function draw() {
-  for (const place of document.querySelectorAll(".plot")) {
-    let text = document.getElementById(place.dataset.figure).textContent;
-    if (dark.matches) text = text.replace(/"(#[0-9a-f]{6})"/g, (all, color) => '"' + (colors[color] || color) + '"');
-    const figure = JSON.parse(text);
-    figure.layout.dragmode = finger ? false : "zoom";
-    Plotly.react(place, figure.data, figure.layout, {responsive: true, displaylogo: false, displayModeBar: false});
-  }
-}
-dark.addEventListener("change", draw);
-draw();
-"""

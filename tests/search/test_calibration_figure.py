@@ -49,7 +49,7 @@ def points(drawing, kind):
 
 def drawn(told):
     """Return the figure that the page holds."""
-    return json.loads(render_study(told).split('id="data">')[1].split("</script>")[0])
+    return json.loads(render_study(told).split('id="study-data">')[1].split("</script>")[0])
 
 
 def test_every_source_has_its_place_in_every_panel():
