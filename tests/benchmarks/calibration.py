@@ -106,8 +106,8 @@ def main() -> None:
             figures[part] = figures_of(rows)
             missing = len(sources) * len(settings) * len(numbers) - len(rows)
             details["parts"][part] = {**described(study, numbers), "rows_missing": missing, "rows": rows}
-    if not options.source and not options.kept:
-        figures["generation"] = _generation(dense, folder, quick)
+    if not options.source:
+        figures["generation"] = _generation(dense, folder, quick, options.kept)
     finish("calibration", figures, details, quick)
 
 
@@ -200,9 +200,11 @@ def _mean_and_error(values: Sequence[float]) -> list[float]:
     return [round(float(np.mean(values)), 4), round(float(np.std(values, ddof=1) / np.sqrt(len(values))), 4)]
 
 
-def _generation(dense: DenseModel, folder: Path, quick: bool) -> dict[str, float]:
+def _generation(dense: DenseModel, folder: Path, quick: bool, kept: bool) -> dict[str, float]:
     """Return the speed of writing in batches and one at a time, on this machine; measured once."""
     file = folder / f"generation-{dense.model.device.type}.json"
+    if kept and not file.exists():
+        return {}
     if not file.exists():
         documents, alone = (32, 2) if quick else (128, 4)
         speeds = {}
