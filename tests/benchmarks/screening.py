@@ -41,7 +41,7 @@ from search.sampler import ArchitectureSampler, Knowledge
 from search.study import ArchitectureStudy
 from space import Architecture, sample
 from tests.benchmarks import search
-from tests.benchmarks.record import DATA, ROOT, arguments, finish, restore
+from tests.benchmarks.record import DATA, arguments, finish, restore
 from tests.predictor.synthetic import SINGLES, SPACE, draw, measure
 from tests.space.layouts import SMOLLM2_135M
 
@@ -81,20 +81,28 @@ def measured(name: str) -> Known | None:
     """Return what is known in a space from the pairs that `tests.benchmarks.search` kept, if it did."""
     config = load_config(None, {"model": "smollm2-135m", **search.SPACES[name]})
     space = config.search_space(SMOLLM2_135M)
-    file = ROOT / "runs" / "benchmark-screening" / f"{search.STORES.get(name, name)}-0" / "measurements.db"
+    file = search.folder_of(name, 0, quick=False) / "measurements.db"
     file.parent.mkdir(parents=True, exist_ok=True)
     restore(file, "search", quick=False)
     if not file.exists():
         return None
     store = PairStore(file)
-    protocol = next(each for each in store.protocols() if store.pairs(each, ["prior"]))
-    alone = store.pairs(protocol, ["prior"])
-    whole = [pair for pair in store.pairs(protocol) if space.allows(pair.architecture)][:PAIRS]
-    stream = store.stream(protocol)
-    slopes = store.slopes(protocol)[:SLOPES]
-    store.close()
-    predictor = fit_pairs(space, alone + whole, protocol, 0, slopes, stream_of(stream) if stream else None)
-    elsewhere = Elsewhere.from_pairs(space, alone, search.SEARCH, shift=1.0)
+    try:
+        splits = {key: protocol.split for key, protocol in store.protocols().items()}
+        # Of those of the whole search text, the one that slopes were taken under is ours.
+        protocol = max(
+            (key for key, split in splits.items() if split == "search"), key=lambda key: len(store.slopes(key))
+        )
+        beginnings = [key for key, split in splits.items() if split == f"search:{config.prior_sequences}"]
+        alone = [pair for key in beginnings for pair in store.pairs(key, ["prior"])]
+        whole = [pair for pair in store.pairs(protocol) if space.allows(pair.architecture)][:PAIRS]
+        stream, slopes = store.stream(protocol), store.slopes(protocol)[:SLOPES]
+    finally:
+        store.close()
+    if not alone or not whole:
+        return None
+    predictor = fit_pairs(space, whole, protocol, 0, slopes, stream_of(stream) if stream else None, alone=alone)
+    elsewhere = Elsewhere.from_pairs(space, alone, config.prior_sequences, config.text.shift)
     values = {pair.architecture: pair.measurement.kl for pair in whole}
     return Knowledge(predictor, space, elsewhere), values, f"measured, {predictor.quality.regressor}"
 
