@@ -8,8 +8,8 @@ beginning of a set has all of them.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,17 +21,16 @@ from torch import Tensor
 
 from evaluator.accuracy import unit_losses
 from evaluator.checkpoint import DenseModel
+from evaluator.decoding import Progress
 from evaluator.filters import Filters, Sieve
 from evaluator.generation import CALIBRATION, Writing, documents_of, write_documents
 from evaluator.set_statistics import statistics
-from evaluator.sources import is_hub, named, tokenise
+from evaluator.sources import identity, is_hub, named, tokenise
 from space import SettingError, TextError
 
 SELF = "self"
 _SPARE = 4  # times the units needed that are drawn of a hub's text, for filters to choose from
 _MOST_ROUNDS = 20  # of writing more documents in place of those that filters left out
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,13 @@ class Calibration:
         if SELF not in [source for source, _ in self.sources]:
             del told["writing"]
         return told
+
+    def fingerprint(self) -> str:
+        """Return what tells the recipe from others on any machine: files by their content, writing where there is."""
+        own = SELF in [source for source, _ in self.sources]
+        writing = replace(self.writing, prefix=identity(self.writing.prefix)) if own else None
+        content = [[(identity(source), weight) for source, weight in self.sources], writing, self.filters]
+        return hashlib.sha256(str(content).encode()).hexdigest()[:16]
 
     @staticmethod
     def parse_source(text: str) -> tuple[str, float]:
@@ -135,7 +141,7 @@ class CalibrationSet:
         try:
             with safe_open(file, "pt") as saved:
                 record = json.loads((saved.metadata() or {})["calibration"])
-                losses = saved.get_tensor("losses") if "losses" in saved.keys() else None  # noqa: SIM118, no mapping
+                losses = saved.get_tensor("losses") if "losses" in set(saved.keys()) else None
                 found = cls(saved.get_tensor("tokens"), record, losses)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise TextError(

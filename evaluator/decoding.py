@@ -64,12 +64,13 @@ def decode(
     # Padded on the left, so that all documents grow at the same end.
     rows = [[0] * (longest - len(prompt)) + begin + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(begin + prompt) for prompt in prompts]
-    head: Any = dense.model.get_output_embeddings()
+    model: Any = dense.model
+    head = model.get_output_embeddings()
     # Of a slice that is not contiguous, the projection would be copied for each document.
     contiguous = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     try:
         with torch.inference_mode():
-            tokens = dense.model.generate(  # type: ignore[operator]
+            tokens = model.generate(
                 torch.tensor(rows, device=dense.model.device),
                 attention_mask=torch.tensor(mask, device=dense.model.device),
                 max_new_tokens=size,

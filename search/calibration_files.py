@@ -17,9 +17,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from evaluator import PACKAGED_MODELS, SELF, Calibration, CalibrationSet, DenseModel, gather_set, open_model
+from evaluator import PACKAGED_MODELS, Calibration, CalibrationSet, DenseModel, gather_set, open_model
 from evaluator.checkpoint import quiet_transformers
-from evaluator.sources import identity
 from search.folder import RunFolder
 from search.progress import Reporter
 from space import SettingError, TextError
@@ -48,11 +47,7 @@ class Wish:
 
     def fingerprint(self, dense: DenseModel) -> str:
         """Return what tells a set from others before it is made: of the model, the recipe, and files by content."""
-        recipe = self.recipe
-        sources = [(identity(source), weight) for source, weight in recipe.sources]
-        own = SELF in [source for source, _ in recipe.sources]
-        writing = replace(recipe.writing, prefix=identity(recipe.writing.prefix)) if own else None
-        content = [dense.weights_hash, sources, writing, recipe.filters, self.sequences, self.length, self.seed]
+        content = [dense.weights_hash, self.recipe.fingerprint(), self.sequences, self.length, self.seed]
         return hashlib.sha256(str(content).encode()).hexdigest()[:16]
 
 

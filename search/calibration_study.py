@@ -13,9 +13,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, cast, get_args
 
 import numpy as np
 from torch import Tensor
@@ -31,9 +31,8 @@ from evaluator import (
     allocation,
     gather_set,
 )
-from evaluator.sources import identity
 from evaluator.splits import shared_passages
-from search.environment import device_name
+from search.environment import commit, device_name
 from search.folder import write_json
 from search.progress import Reporter
 from space import (
@@ -105,11 +104,11 @@ class Setting:
             known = [name for name in get_args(Widths) if name not in ("taylor", "fisher")]
             if self.criterion not in known:
                 raise self._unknown(known)
-            return Criterion(widths=self.criterion)  # type: ignore[arg-type]
+            return Criterion(widths=cast(Widths, self.criterion))
         if self.criterion not in get_args(Weights):
             raise self._unknown(get_args(Weights))
         if ":" in self.level:
-            return Criterion(weights=self.criterion, pattern=self.level)  # type: ignore[arg-type]
+            return Criterion(weights=cast(Weights, self.criterion), pattern=self.level)
         try:
             share = float(self.level)
         except ValueError:
@@ -118,7 +117,7 @@ class Setting:
             raise SettingError(
                 f"A level must be a share of zeros, N:M or a budget, but is {self.level!r}; write for example 0.6."
             )
-        return Criterion(weights=self.criterion)  # type: ignore[arg-type]
+        return Criterion(weights=cast(Weights, self.criterion))
 
     def _unknown(self, known: Sequence[str]) -> SettingError:
         return SettingError(
@@ -216,7 +215,7 @@ def run_study(
         if file.exists():
             rows[cell] = json.loads(file.read_text())
     missing = [cell for cell in cells if cell not in rows]
-    where = {"device": device_name(dense)}
+    where = {"device": device_name(dense), "commit": commit()}
     for setting in study.settings:
         setting.check(dense)  # before anything is drawn
     if missing:
@@ -262,9 +261,7 @@ def row_file(folder: Path, key: str, source: str, draw: int, setting: Setting, r
         setting: to prune by.
         recipe: of the source.
     """
-    own = [(identity(each), weight) for each, weight in recipe.sources]
-    content = [own, replace(recipe.writing, prefix=identity(recipe.writing.prefix)), recipe.filters]
-    name = f"{source} {hashlib.sha256(str(content).encode()).hexdigest()[:8]} {draw} {setting}"
+    name = f"{source} {recipe.fingerprint()[:8]} {draw} {setting}"
     return folder / "rows" / key / f"{name.replace('/', '_')}.json"
 
 

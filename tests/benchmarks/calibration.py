@@ -19,7 +19,7 @@ in the result, each with its device, so that the benchmark goes on where it was 
 | `perplexity`, `accuracy` | by setting and source, with `_deviation`; `all` is the geometric mean of the texts |
 | `winner` | by setting, the source of the lowest geometric mean of perplexities, and of the highest accuracy |
 | `self_filtered_less` | accuracy of filtered text of the model's own less that of each common source, paired by draw, |
-| | mean over the four settings of `main` with its standard error, in points |
+| | mean over the settings and draws of a part; the standard error is that over draws, in points |
 | `generation` | tokens a second, of a batch and of one sequence at a time, and minutes for 128 x 512 tokens |
 """
 
@@ -93,7 +93,7 @@ def main() -> None:
     quick, folder = options.quick, ROOT / "runs" / f"benchmark-calibration{'-quick' if options.quick else ''}"
     dense = open_dense(quick, options.device)
     figures: dict[str, Any] = {}
-    details: dict[str, Any] = {"seed": options.seed, "device": device_name(dense), "parts": {}}
+    details: dict[str, Any] = {"seed": options.seed, "parts": {}}
     for part, (sources, settings, draws) in PARTS.items():
         study, numbers = _study(dense, sources, settings, options.seed, quick), range(2 if quick else draws)
         _restore(dense, study, part, folder, quick)
@@ -181,12 +181,14 @@ def _less(rows: Sequence[Row], other: str) -> dict[str, list[float]]:
     values: dict[tuple[str, str], dict[int, Row]] = {}
     for row in rows:
         values.setdefault((row["setting"], row["source"]), {})[row["draw"]] = row
-    points, logs = [], []
+    points: dict[int, list[float]] = {}  # by draw, of all settings: those of one draw share its calibration sets
+    logs: dict[int, list[float]] = {}
     for (setting, source), own in values.items():
-        if source == "self_filtered" and (setting, other) in values:
-            theirs = values[setting, other]
-            points += [100 * (own[draw]["accuracy"] - theirs[draw]["accuracy"]) for draw in own if draw in theirs]
-            logs += [_log(own[draw]) - _log(theirs[draw]) for draw in own if draw in theirs]
+        theirs = values.get((setting, other), {})
+        for draw in own if source == "self_filtered" else ():
+            if draw in theirs:
+                points.setdefault(draw, []).append(100 * (own[draw]["accuracy"] - theirs[draw]["accuracy"]))
+                logs.setdefault(draw, []).append(_log(own[draw]) - _log(theirs[draw]))
     if len(points) < 2:
         return {}  # nothing to tell an error from
     return {"accuracy_points": _mean_and_error(points), "log_perplexity": _mean_and_error(logs)}
@@ -196,11 +198,13 @@ def _log(row: Row) -> float:
     return float(np.mean(np.log(list(row["perplexity"].values()))))
 
 
-def _mean_and_error(values: Sequence[float]) -> list[float]:
-    return [round(float(np.mean(values)), 4), round(float(np.std(values, ddof=1) / np.sqrt(len(values))), 4)]
+def _mean_and_error(by_draw: Mapping[int, Sequence[float]]) -> list[float]:
+    """Return the mean of the draws' means and its standard error over draws."""
+    means = [float(np.mean(values)) for values in by_draw.values()]
+    return [round(float(np.mean(means)), 4), round(float(np.std(means, ddof=1) / np.sqrt(len(means))), 4)]
 
 
-def _generation(dense: DenseModel, folder: Path, quick: bool, kept: bool) -> dict[str, float]:
+def _generation(dense: DenseModel, folder: Path, quick: bool, kept: bool) -> dict[str, Any]:
     """Return the speed of writing in batches and one at a time, on this machine; measured once."""
     file = folder / f"generation-{dense.model.device.type}.json"
     if kept and not file.exists():
@@ -219,7 +223,12 @@ def _generation(dense: DenseModel, folder: Path, quick: bool, kept: bool) -> dic
     speeds = json.loads(file.read_text())
     minutes = 128 * 512 / speeds["batched"] / 60
     ratio = speeds["batched"] / speeds["one_at_a_time"]
-    return {**{k: round(v, 1) for k, v in speeds.items()}, "speedup": round(ratio, 2), "minutes": round(minutes, 2)}
+    return {
+        "device": device_name(dense),
+        **{k: round(v, 1) for k, v in speeds.items()},
+        "speedup": round(ratio, 2),
+        "minutes": round(minutes, 2),
+    }
 
 
 if __name__ == "__main__":

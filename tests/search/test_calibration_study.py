@@ -1,9 +1,12 @@
 """Sources against settings over repeated draws: what is compared, kept, refused and told."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from evaluator import Calibration, Filters, Writing, open_model
+from evaluator.sources import tokenise
 from search.calibration_study import Setting, Study, described, run_study, summary, winners
 from search.progress import Reporter
 from space import BudgetError, SettingError
@@ -15,8 +18,6 @@ TWO = (Setting.parse("wanda:0.5"), Setting.parse("sparsegpt:2:4"))
 
 @pytest.fixture
 def study(pico, tmp_path):
-    from evaluator.sources import tokenise
-
     (tmp_path / "a.txt").write_text(sentences(60))
     (tmp_path / "other.txt").write_text(sentences(40, first=500))
     stream = tokenise(pico, str(tmp_path / "other.txt"))
@@ -64,8 +65,6 @@ def test_a_study_that_was_stopped_measures_what_is_missing(pico, study, tmp_path
 
 
 def test_what_changes_a_row_makes_it_another(pico, study, tmp_path):
-    from dataclasses import replace
-
     folder = tmp_path / "study"
     run_study(pico, study, [0], folder)
     (tmp_path / "a.txt").write_text(sentences(60, first=900))
@@ -78,8 +77,6 @@ def test_what_changes_a_row_makes_it_another(pico, study, tmp_path):
 
 def test_settings_prune_as_they_say(stories, tmp_path):
     dense = open_model(str(stories), dtype="float32")
-    from evaluator.sources import tokenise
-
     (tmp_path / "other.txt").write_text("Tom had a ball. " * 40)
     texts = {"one": tokenise(dense, str(tmp_path / "other.txt"))[:128].view(2, 64)}
     names = ("wanda:0.6", "owl-wanda:0.6", "wanda:2:4", "wanda:parameters=0.8", "magnitude:0.3")
@@ -127,8 +124,6 @@ def test_settings_that_cannot_be_are_refused(text, message):
 
 
 def test_a_budget_that_cannot_be_met_is_refused_before_anything_is_drawn(pico, study, tmp_path, monkeypatch):
-    from dataclasses import replace
-
     monkeypatch.setattr("search.calibration_study.gather_set", lambda *_, **__: pytest.fail("drawn"))
     hopeless = replace(study, settings=[Setting.parse("wanda:parameters=0.01")])
     with pytest.raises(BudgetError):
@@ -136,8 +131,6 @@ def test_a_budget_that_cannot_be_met_is_refused_before_anything_is_drawn(pico, s
 
 
 def test_text_that_a_source_holds_is_refused(pico, study, tmp_path):
-    from dataclasses import replace
-
     (tmp_path / "copy.txt").write_text((tmp_path / "other.txt").read_text())
     copied = replace(study, sources={"copy": Calibration(((str(tmp_path / "copy.txt"), 1.0),))})
     stream = study.texts["one"]
