@@ -93,6 +93,11 @@ class Calibration:
                 f"A source must be SOURCE or SOURCE=WEIGHT, but is {text!r}; write for example c4=0.5."
             ) from None
 
+    @staticmethod
+    def parts_of(mix: str) -> list[str]:
+        """Return the sources of a mix that are joined with +; a file may have one in its name."""
+        return [mix] if Path(mix).is_file() else mix.split("+")
+
     def shares(self, sequences: int) -> dict[str, int]:
         """Return the sequences of each source, by the largest remainders."""
         weights = np.array([weight for _, weight in self.sources])

@@ -116,7 +116,7 @@ def open_model(
         FamilyError: its family has no record.
     """
     folder = _resolve(name)
-    with quiet_transformers(), _as_model_error(name):
+    with quiet_transformers(), as_model_error(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         family_of(config.model_type)  # refuse before the weights are read
         model = AutoModelForCausalLM.from_pretrained(
@@ -172,7 +172,7 @@ def _converted(gguf: Path) -> Path:
     if (target / "config.json").exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch, quiet_transformers(), _as_model_error(str(gguf)):
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch, quiet_transformers(), as_model_error(str(gguf)):
         # bfloat16 holds the block-quantised weights' values to their own precision, and halves the cache.
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         model.hf_quantizer = None  # type: ignore[assignment]  # transformers' own attribute: not quantised any more
@@ -196,7 +196,8 @@ def hash_weights(model: PreTrainedModel) -> str:
 
 
 @contextlib.contextmanager
-def _as_model_error(name: str) -> Iterator[None]:
+def as_model_error(name: str) -> Iterator[None]:
+    """Say of whatever a library raises that a model of that name cannot be read."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -37,11 +37,15 @@ class Head:
         """Return logits (tokens, vocabulary) of hidden states (tokens, hidden), good until the next call."""
         module = self._module
         if not self._plain or module.bias is not None or module.weight.dtype != hidden.dtype:
-            return self._capped(module(hidden))
+            return self.traced(hidden)
         weight = module.weight
         if len(hidden) > len(self._buffer):
             self._buffer = hidden.new_empty(len(hidden), len(weight))
         return self._capped(torch.mm(hidden, weight.t(), out=self._buffer[: len(hidden)]))
+
+    def traced(self, hidden: Tensor) -> Tensor:
+        """Return logits (tokens, vocabulary) in memory of their own, through which gradients flow."""
+        return self._capped(self._module(hidden))
 
     def of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Return the logits (tokens, count) of some words, each token's own.

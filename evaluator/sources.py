@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -148,7 +149,27 @@ def _hub_name(source: str) -> str:
 
 
 def _hub_documents(source: str, at_most: int | None) -> Iterator[str]:
-    name, _, rest = _hub_name(source).partition(":")
+    characters = 0
+    for row in hub_rows(source, _hub_name(source), "text"):
+        text = str(row["text"])
+        characters += len(text)
+        yield text
+        if at_most is not None and characters >= at_most * _HUB_CHARACTERS_PER_TOKEN:
+            return
+
+
+def hub_rows(source: str, name: str, column: str | None = None) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a data set of the hub, which is read no further than they are asked for.
+
+    Args:
+        source: the data set as the user named it.
+        name: `DATASET[:CONFIG[:SPLIT]]`.
+        column: what each row must have.
+
+    Raises:
+        TextError: it cannot be reached, or has no such column.
+    """
+    name, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
     try:
         import datasets
@@ -157,17 +178,14 @@ def _hub_documents(source: str, at_most: int | None) -> Iterator[str]:
             f"A hub data set such as {source!r} needs the package `datasets`; pip install 'secateur[hub]'."
         ) from None
     try:
-        stream = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-        characters = 0
-        for row in stream:
-            text = str(row["text"])
-            characters += len(text)
-            yield text
-            if at_most is not None and characters >= at_most * _HUB_CHARACTERS_PER_TOKEN:
-                return
+        for row in datasets.load_dataset(name, config or None, split=split or "train", streaming=True):
+            if column is not None and column not in row:
+                raise KeyError(column)
+            yield row
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        needed = f' and have a column "{column}"' if column else ""
         raise TextError(
-            f'A hub data set must be reachable and have a column "text", but {source!r} gave: {reason}; '
+            f"A hub data set must be reachable{needed}, but {source!r} gave: {reason}; "
             "check its name (hub:DATASET:CONFIG:SPLIT) and the network."
         ) from error

@@ -29,7 +29,7 @@ def recipes_of(sources: Sequence[str], drop_perplexity: float = 0.0) -> dict[str
     found: dict[str, Calibration] = {}
     for text in sources:
         name, equals, words = ("", "", text) if Path(text).is_file() else text.rpartition("=")
-        parts = [words] if Path(words).is_file() else words.split("+")
+        parts = Calibration.parts_of(words)
         name = name if equals else "+".join(map(named, parts))
         if name in found:
             raise SettingError(

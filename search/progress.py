@@ -2,14 +2,22 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 _LINE_SECONDS = 15.0  # where there is no terminal, a line this often
+
+
+class Advance(Protocol):
+    """Is told of each amount of work done, and of what there is to say about it."""
+
+    def __call__(self, amount: int, note: str = "", /) -> None:
+        """Add an amount."""
 
 
 class _Rate(ProgressColumn):
@@ -35,7 +43,7 @@ class Reporter:
         self._console.print(text, soft_wrap=True)
 
     @contextmanager
-    def stage(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    def stage(self, title: str, total: int, unit: str) -> Iterator[Advance]:
         """Show a stage's progress while it lasts.
 
         Args:
@@ -47,25 +55,29 @@ class Reporter:
             A function to be told of each amount of work done.
         """
         if self._quiet:
-            yield lambda _: None
+            yield lambda _amount, _note="": None
         elif self._console.is_terminal:
             columns = (
                 TextColumn("{task.description:<34}"), BarColumn(24), MofNCompleteColumn(), _Rate(),
-                TextColumn("left"), TimeRemainingColumn(),
+                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
             )  # fmt: skip
             with Progress(*columns, console=self._console) as progress:
-                task = progress.add_task(title, total=total, unit=unit)
-                yield lambda amount: progress.advance(task, amount)
-        else:
-            with self._lines(title, total, unit) as advance:
+                task = progress.add_task(title, total=total, unit=unit, note="")
+
+                def advance(amount: int, note: str = "", /) -> None:
+                    progress.update(task, advance=amount, note=note)
+
                 yield advance
+        else:
+            with self._lines(title, total, unit) as printed:
+                yield printed
 
     @contextmanager
-    def _lines(self, title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    def _lines(self, title: str, total: int, unit: str) -> Iterator[Advance]:
         started = last = time.monotonic()
         done = 0
 
-        def advance(amount: int) -> None:
+        def advance(amount: int, note: str = "", /) -> None:
             nonlocal done, last
             done += amount
             now = time.monotonic()
@@ -73,7 +85,8 @@ class Reporter:
                 last = now
                 rate = done / (now - started)
                 print(
-                    f"{title}: {done:,} of {total:,} {unit}, {rate:,.1f}/s, {(total - done) / rate:,.0f} s left",
+                    f"{title}: {done:,} of {total:,} {unit}, {rate:,.1f}/s, {(total - done) / rate:,.0f} s left"
+                    + (f", {note}" if note else ""),
                     file=sys.stderr,
                     flush=True,
                 )

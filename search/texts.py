@@ -35,8 +35,7 @@ def calibration_of(settings: CalibrationConfig, mix: str | None = None) -> Calib
     Raises:
         SettingError: a source cannot be read, or a number is out of range.
     """
-    named = [mix] if mix and Path(mix).is_file() else (mix or "").split("+")
-    sources = settings.sources if mix is None else named
+    sources = settings.sources if mix is None else Calibration.parts_of(mix)
     return Calibration(
         tuple(Calibration.parse_source(source) for source in sources),
         Writing(

@@ -240,8 +240,9 @@ def calibration(
     name = _given_model(model, "for example --model smollm2-135m")
     if not text:
         raise SettingError("--text must say what to measure on, but is missing; add a text that is no source.")
+    from search.calibration_setting import Setting
     from search.calibration_sources import DEFAULT_SOURCES, check_folder, pools_of, recipes_of, refuse_sources, texts_of
-    from search.calibration_study import Setting, Study, run_study
+    from search.calibration_study import Study, run_study
 
     recipes = recipes_of(source or DEFAULT_SOURCES, drop_perplexity)
     settings = [Setting.parse(each) for each in dict.fromkeys(setting or SETTINGS)]

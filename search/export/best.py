@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluator import Evaluator
+from evaluator import Evaluator, standalone
 from evaluator.checkpoint import quiet_transformers
 from search.export import huggingface
 from search.folder import RunFolder
@@ -72,7 +72,7 @@ def export_installed(
     architecture = Architecture.from_dict(best["architecture"])
     judge.surgeon.install(architecture)
     record = {key: best[key] for key in ("model", "weights_hash", "architecture", "cost", "measured", "environment")}
-    FORMATS[format](judge.dense, architecture, folder, record, _card(best))
+    FORMATS[format](standalone(judge.dense, architecture), judge.dense, folder, record, _card(best))
 
 
 def _card(best: dict[str, Any]) -> str:

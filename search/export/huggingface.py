@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from evaluator import DenseModel, pruned_model, standalone
+from evaluator import PRUNED, DenseModel, pruned_model
 from evaluator.accuracy import BATCH_TOKENS
 from evaluator.checkpoint import quiet_transformers
-from space import Architecture, ExportError
+from space import ExportError
 
 MARK = "secateur.json"  # names the folder as an export of ours, so that it may be replaced
 _MODELLING_FILE = "modeling_secateur"
@@ -26,16 +27,16 @@ _PROBE_TOKENS = 128
 
 
 def write_folder(
-    dense: DenseModel, architecture: Architecture, target: Path, record: Mapping[str, Any], card: str
+    model: PreTrainedModel, in_memory: DenseModel, target: Path, record: Mapping[str, Any], card: str
 ) -> None:
-    """Write the pruned model that is installed in `dense` now as a folder, and check it in a fresh process.
+    """Write a pruned model as a folder, and check it in a fresh process.
 
     The folder is written beside and renamed into place when the check has passed. An older export of ours at `target`
     is replaced; anything else there is left alone.
 
     Args:
-        dense: the model, with `architecture` installed.
-        architecture: what is kept.
+        model: the pruned model as it is to be opened.
+        in_memory: what was measured, whose logits the folder must give: with the same architecture installed.
         target: folder to make.
         record: written as secateur.json.
         card: text of README.md.
@@ -52,10 +53,11 @@ def write_folder(
     beside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        _save(dense, architecture, beside)
+        with quiet_transformers():
+            _save(model, in_memory, beside)
         (beside / MARK).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (beside / "README.md").write_text(card, encoding="utf-8")
-        verify(dense, beside)
+        verify(in_memory, beside)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -67,39 +69,35 @@ def write_folder(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _save(dense: DenseModel, architecture: Architecture, folder: Path) -> None:
-    with quiet_transformers():
-        _save_files(dense, architecture, folder)
-
-
-def _save_files(dense: DenseModel, architecture: Architecture, folder: Path) -> None:
-    model = standalone(dense, architecture)
-    model.config.auto_map = {
-        "AutoConfig": f"{_MODELLING_FILE}.{type(model.config).__name__}",
-        "AutoModelForCausalLM": f"{_MODELLING_FILE}.{type(model).__name__}",
-    }
-    if dense.model.generation_config is not None:
-        model.generation_config = dense.model.generation_config
+def _save(model: PreTrainedModel, in_memory: DenseModel, folder: Path) -> None:
+    if type(model) in [own for _, own in PRUNED.values()]:
+        model.config.auto_map = {
+            "AutoConfig": f"{_MODELLING_FILE}.{type(model.config).__name__}",
+            "AutoModelForCausalLM": f"{_MODELLING_FILE}.{type(model).__name__}",
+        }
+    if in_memory.model.generation_config is not None:
+        model.generation_config = in_memory.model.generation_config
     model.save_pretrained(folder)
-    dense.tokenizer.save_pretrained(folder)
-    shutil.copyfile(inspect.getfile(pruned_model), folder / f"{_MODELLING_FILE}.py")
+    in_memory.tokenizer.save_pretrained(folder)
+    if hasattr(model.config, "auto_map"):
+        shutil.copyfile(inspect.getfile(pruned_model), folder / f"{_MODELLING_FILE}.py")
 
 
-def verify(dense: DenseModel, folder: Path) -> None:
+def verify(in_memory: DenseModel, folder: Path) -> None:
     """Load a folder in a fresh process and compare its logits with those of the model in memory, bit for bit.
 
     Raises:
         ExportError: it does not load, or a logit differs.
     """
     rng = torch.Generator().manual_seed(0)
-    length = min(_PROBE_TOKENS, dense.longest_sequence, BATCH_TOKENS)
-    tokens = torch.randint(dense.layout.vocabulary, (1, length), generator=rng)
+    length = min(_PROBE_TOKENS, in_memory.longest_sequence, BATCH_TOKENS)
+    tokens = torch.randint(in_memory.layout.vocabulary, (1, length), generator=rng)
     with torch.inference_mode():
-        logits: Tensor = dense.model(tokens.to(dense.model.device), use_cache=False).logits.cpu()
+        logits: Tensor = in_memory.model(tokens.to(in_memory.model.device), use_cache=False).logits.cpu()
     with tempfile.TemporaryDirectory() as scratch:
         probe = Path(scratch) / "probe.safetensors"
         save_file({"tokens": tokens, "logits": logits.contiguous()}, probe)
-        command = [sys.executable, "-m", "search.export.verify", str(folder), str(probe), str(dense.model.device)]
+        command = [sys.executable, "-m", "search.export.verify", str(folder), str(probe), str(in_memory.model.device)]
         # The same packages as here, wherever they were imported from; as many threads, since sums depend on them.
         paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         environment = {

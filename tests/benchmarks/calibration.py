@@ -37,7 +37,8 @@ import numpy as np
 from evaluator import SELF, Calibration, DenseModel, Evaluator, Filters, Writing
 from evaluator.generation import CALIBRATION, write_documents
 from evaluator.sources import tokenise
-from search.calibration_study import Row, Setting, Study, described, row_file, run_study, summary, winners
+from search.calibration_setting import Setting
+from search.calibration_study import Row, Study, described, row_file, run_study, summary, winners
 from search.environment import device_name
 from search.progress import Reporter
 from space import Architecture

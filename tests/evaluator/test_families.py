@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from evaluator import open_model
+from evaluator import open_model, standalone
 from evaluator.accuracy import make_reference, score_tokens
 from evaluator.pruning import gather_statistics
 from evaluator.pruning.statistics import input_paths
@@ -114,7 +114,7 @@ def test_an_export_loads_and_generates_the_same_with_a_cache(dense, tmp_path, cr
     object.__setattr__(dense, "layout", layout)
     # The fresh process takes seconds, and has its own tests.
     monkeypatch.setattr(huggingface, "verify", lambda *_: None)
-    huggingface.write_folder(dense, architecture, tmp_path / "export", {}, "")
+    huggingface.write_folder(standalone(dense, architecture), dense, tmp_path / "export", {}, "")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
     assert torch.equal(logits_of(loaded), logits_of(model))
     start = pico_tokens(1, 16, 4)

@@ -7,7 +7,8 @@ import pytest
 
 from evaluator import Calibration, Filters, Writing, open_model
 from evaluator.sources import tokenise
-from search.calibration_study import Setting, Study, described, run_study, summary, winners
+from search.calibration_setting import Setting
+from search.calibration_study import Study, described, run_study, summary, winners
 from search.progress import Reporter
 from space import BudgetError, SettingError
 from tests.evaluator.test_texts import sentences

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from evaluator import open_model
+from evaluator import open_model, standalone
 from search.export import huggingface as exporting
 from search.export.best import FORMATS, export_best, generate_text
 from search.export.huggingface import MARK, write_folder
@@ -27,7 +27,9 @@ def export(dense, architecture, folder, verified=True):
     with pytest.MonkeyPatch.context() as patch:
         if not verified:
             patch.setattr(exporting, "verify", lambda *_: None)
-        write_folder(dense, architecture, folder, {"architecture": architecture.to_dict()}, "# Card\n")
+        write_folder(
+            standalone(dense, architecture), dense, folder, {"architecture": architecture.to_dict()}, "# Card\n"
+        )
     return logits_of(dense.model)
 
 
@@ -186,7 +188,7 @@ def test_an_export_that_is_not_the_model_in_memory_is_refused(pico, tmp_path, mo
     monkeypatch.setattr(exporting, "_save", damage)
     monkeypatch.chdir(ROOT)
     with pytest.raises(ExportError, match=r"must load in a fresh process .* its logits differ by up to"):
-        write_folder(pico, mixed(pico), target, {}, "")
+        write_folder(standalone(pico, mixed(pico)), pico, target, {}, "")
     assert fingerprints(target) == before  # the export that was there before is still whole
 
 
@@ -196,7 +198,7 @@ def test_a_failed_verification_leaves_nothing_half_written(pico, tmp_path, monke
 
     monkeypatch.setattr(exporting, "verify", fail)
     with pytest.raises(ExportError):
-        write_folder(pico, Architecture.dense(pico.layout), tmp_path / "mine", {}, "")
+        write_folder(standalone(pico, Architecture.dense(pico.layout)), pico, tmp_path / "mine", {}, "")
     assert list(tmp_path.iterdir()) == []
 
 

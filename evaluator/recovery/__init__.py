@@ -1,0 +1,1 @@
+"""Recovery of pruned models by short fine-tuning."""

@@ -1,0 +1,132 @@
+"""Which weights of a pruned model are trained: low-rank additions to its projections, or all of them."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from evaluator.checkpoint import DenseModel
+from evaluator.pruning import projections
+
+_ACTIVATION_VALUES = 16  # kept of a layer for each of its hidden units, about, beside 3 for each MLP channel
+_LARGEST_SHARE = 0.5  # of the free memory that activations may take before they are computed again instead
+
+
+class Trainable:
+    """The weights of a student that are trained; while it lives, only they take gradients.
+
+    Args:
+        student: the pruned model, changed in place.
+        rank: of the low-rank additions (LoRA, arXiv 2106.09685); 0 trains all weights.
+        scale: by which additions are multiplied, at any rank.
+        seed: of their start.
+    """
+
+    def __init__(self, student: DenseModel, rank: int, scale: float, seed: int) -> None:
+        self._student = student
+        self._dtype = student.model.dtype
+        self._peft: PeftModel | None = None
+        if rank:
+            self._peft = _with_additions(student, rank, scale, seed)
+        else:
+            student.model.float().requires_grad_(True)  # in less, a small step would change nothing
+        named = student.model.named_parameters()  # shared ones once
+        self.weights = {name: weight for name, weight in named if weight.requires_grad}
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype to compute in, where weights are wider now than the model had them."""
+        return None if self._peft is not None or self._dtype == torch.float32 else self._dtype
+
+    def finish(self, keep: bool) -> None:
+        """Let nothing take gradients any more, and have the weights in the model's own dtype.
+
+        Args:
+            keep: whether low-rank additions become part of the model's weights, or are taken out again.
+        """
+        if self._peft is not None:
+            self._peft.merge_and_unload(safe_merge=True) if keep else self._peft.unload()
+            self._peft = None
+        model: nn.Module = self._student.model
+        model.to(self._dtype).requires_grad_(False).eval()
+
+
+def _with_additions(student: DenseModel, rank: int, scale: float, seed: int) -> PeftModel:
+    """Return the model with additions to every projection that it still has."""
+    family = student.layout.record
+    paths = [
+        f"{family.layers}.{index}.{path}"
+        for index, layer in enumerate(student.layers)
+        for path in projections(family)
+        if _is_projection(layer, path)
+    ]
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=scale * rank,  # type: ignore[arg-type]  # a whole number for no reason
+        target_modules=paths,
+        fan_in_fan_out=family.orientation == "in_out",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft, about tied weights, which are not touched
+        torch.manual_seed(seed)
+        made = get_peft_model(student.model, settings)
+    assert isinstance(made, PeftModel)
+    return made
+
+
+def _is_projection(layer: nn.Module, path: str) -> bool:
+    """Return whether a layer still has a projection: what stands for a removed one is of another kind."""
+    try:
+        return isinstance(layer.get_submodule(path), (nn.Linear, Conv1D))
+    except AttributeError:
+        return False
+
+
+def activation_bytes(student: DenseModel, tokens: int) -> int:
+    """Return roughly the memory that the activations of a step take."""
+    layout = student.layout
+    values = layout.layers * (_ACTIVATION_VALUES * layout.hidden_size + 3 * layout.mlp_width)
+    return tokens * values * student.model.dtype.itemsize
+
+
+@contextlib.contextmanager
+def recomputing(student: DenseModel, tokens: int, wanted: bool | None) -> Iterator[None]:
+    """Compute activations again in the backward pass instead of keeping them (gradient checkpointing).
+
+    Args:
+        student: the model.
+        tokens: of a step.
+        wanted: whether to; None where they would take more than half of the memory that is free.
+    """
+    if wanted is None:
+        wanted = activation_bytes(student, tokens) > _LARGEST_SHARE * _free_bytes(student.model.device)
+    if not wanted:
+        yield
+        return
+    model: Any = student.model
+    # The name until transformers 5.22, and from then on.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    enable()
+    layers = list(student.layers)
+    for layer in layers:
+        layer.training = True  # the layer alone, which asks for it; what is in it goes on without dropout
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+        disable()
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
