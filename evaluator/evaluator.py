@@ -11,15 +11,17 @@ from torch import Tensor, nn
 
 from evaluator.accuracy import BATCH_TOKENS, Reference, estimating_pays, make_reference, score_tokens
 from evaluator.calibration import calibrate
-from evaluator.checkpoint import DenseModel
-from evaluator.kernels import KernelsName, choose_kernels, running_by
+from evaluator.checkpoint import DenseModel, quiet_transformers
+from evaluator.kernels import EAGER, KernelsName, choose_kernels, running_by
 from evaluator.measurement import DIVERGENCE, ESTIMATED_DIVERGENCE, Measurement, Protocol
 from evaluator.memory import PREFIX_SHARE, allowance, give_back, levels_allowance
 from evaluator.pruning import Levels, Surgeon, passed_over
 from evaluator.pruning.statistics import LayerStatistics
+from evaluator.recovery.short import ShortRecipe, ShortRecovery
 from evaluator.slopes import FORWARD_PASSES, Slopes
 from evaluator.slopes import slopes as slopes_of
 from evaluator.splits import Texts
+from evaluator.standalone import standalone
 from evaluator.store import PairStore
 from evaluator.stream import Stream, gather_stream
 from space import Architecture, Choice, Criterion
@@ -40,6 +42,8 @@ class Evaluator:
         folder: where calibration statistics and prepared levels are kept; None keeps them in memory.
         progress: told 1 after each layer that is calibrated.
         kernels: by which steps to measure; see `choose_kernels`.
+        recovery: what is done before a measurement on the texts that a search chooses by; None measures models as they
+            are pruned.
 
     Raises:
         RunFolderError: the statistics in the folder are damaged.
@@ -56,6 +60,7 @@ class Evaluator:
         folder: Path | None = None,
         progress: Callable[[int], None] = lambda _: None,
         kernels: KernelsName = "auto",
+        recovery: ShortRecipe | None = None,
     ) -> None:
         self.dense = dense
         self.kernels = choose_kernels(kernels, dense)
@@ -63,6 +68,8 @@ class Evaluator:
         self.measured = 0  # architectures, by this evaluator itself
         self.store = store
         self.criterion = criterion or Criterion()
+        self.recovery = recovery
+        self._recovering: ShortRecovery | None = None
         self._folder = folder
         self._held: tuple[Sequence[LayerStatistics], str] | None = None  # of `calibrated_on`
         self.surgeon = self._surgeon(progress)
@@ -127,8 +134,17 @@ class Evaluator:
             calibration=self.texts.fingerprint("calibrate"),
             dtype=self.dense.dtype,
             divergence=ESTIMATED_DIVERGENCE if self._estimated(split) else DIVERGENCE,
-            kernels=self.kernels.name,
+            kernels=EAGER.name if self._recovers(split) else self.kernels.name,
+            recovery=str(self.recovery) if self._recovers(split) else "none",
         )
+
+    def _recovers(self, split: str) -> bool:
+        """Return whether models are recovered before they are measured on a split: where a search chooses by it.
+
+        The beginnings of splits rank sub-blocks alone, which lose too little to get anything back; what is reported is
+        what is exported.
+        """
+        return self.recovery is not None and split in ("search", "validate")
 
     def _estimated(self, split: str) -> bool:
         """Return whether the quicker loss is good enough: for the text that only ranks, its error is below that of
@@ -239,6 +255,8 @@ class Evaluator:
 
     def _measure(self, architecture: Architecture, split: str, protocol: Protocol) -> Measurement:
         reference = self._reference(split)
+        if self._recovers(split):
+            return self._measure_recovered(architecture, split, reference, protocol)
         started = time.perf_counter()
         self.surgeon.install(architecture)
         changed = architecture.changed_layers(Architecture.dense(self.dense.layout))
@@ -247,6 +265,21 @@ class Evaluator:
         replay = _replayed(self.dense.layers, first, prefix[first]) if first else contextlib.nullcontext()
         with replay:
             scores = score_tokens(self.dense, reference, self.kernels, self._estimated(split))
+        return Measurement.from_scores(scores, len(reference.tokens), protocol, time.perf_counter() - started)
+
+    def _measure_recovered(
+        self, architecture: Architecture, split: str, reference: Reference, protocol: Protocol
+    ) -> Measurement:
+        started = time.perf_counter()
+        if self._recovering is None and self.recovery is not None:
+            self.surgeon.restore()
+            self._recovering = ShortRecovery(self.dense, self.texts.of("calibrate"), self.recovery)
+        assert self._recovering is not None
+        self.surgeon.install(architecture)
+        with quiet_transformers():  # which takes layers of their own widths for a risk
+            student = replace(self.dense, model=standalone(self.dense, architecture))
+        with self._recovering.recovered(student):
+            scores = score_tokens(student, reference, EAGER, self._estimated(split))
         return Measurement.from_scores(scores, len(reference.tokens), protocol, time.perf_counter() - started)
 
     def _reference(self, split: str) -> Reference:
@@ -291,8 +324,11 @@ class Evaluator:
         """Return what measuring an architecture costs, in tokens through the whole decoder.
 
         On a text that is measured in one batch, the layers before the first that an architecture changes are not run.
+        A recovery before the measurement counts as well.
         """
         tokens = self.texts.of(split)
+        if self.recovery is not None and self._recovers(split):
+            return tokens.shape[0] * (tokens.shape[1] - 1) + self.recovery.work
         changed = architecture.changed_layers(Architecture.dense(self.dense.layout))
         skipped = changed[0] if changed and tokens.numel() <= BATCH_TOKENS else 0
         return tokens.shape[0] * (tokens.shape[1] - 1) * (1 - skipped / self.dense.layout.layers)

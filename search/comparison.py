@@ -190,6 +190,8 @@ def notes(best: Mapping[str, Any]) -> Iterator[str]:
         f"{texts.get('validate', DASH)}, and ran {best['tokens_through_model']:,} tokens through the model in "
         f"{duration(best['wall_seconds'])} (seed {best['seed']})."
     )
+    if recovery := best.get("recovery"):
+        yield f"It chose by models after {recovery}; `secateur recover` does that to the winner, at more length."
     if found := generalisation(best):
         yield found
     if latency := best.get("latency"):

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from search.ladder import Ladder
 from search.settings import (
@@ -15,6 +15,7 @@ from search.settings import (
     DTypeName,
     KernelsName,
     LatencyConfig,
+    RecoveryConfig,
     SearchConfig,
     Settings,
     SpaceConfig,
@@ -45,6 +46,7 @@ class RunConfig(Settings):
     search: SearchConfig = SearchConfig.model_validate({})
     criterion: CriterionConfig = CriterionConfig.model_validate({})
     latency: LatencyConfig = LatencyConfig.model_validate({})
+    recovery: RecoveryConfig = RecoveryConfig.model_validate({})
     dtype: DTypeName = "auto"
     device: str = "cpu"  # or cuda, cuda:1; auto lays a model over several GPUs
     # Compiled steps save a tenth to a fifth of measuring, and cost some seconds once; auto compiles for models of 50
@@ -62,6 +64,17 @@ class RunConfig(Settings):
         """Sequences of the search text on which sub-blocks are measured alone."""
         wanted = self.search.prior_sequences or (self.text.search if self.text.shift else 1)
         return min(wanted, self.text.search)
+
+    @model_validator(mode="after")
+    def _slopes_or_recovery(self) -> Self:
+        if self.recovery.steps and self.search.slopes:
+            raise ValueError("slopes are of models as they are pruned; with recovery.steps leave search.slopes out")
+        return self
+
+    @property
+    def takes_slopes(self) -> bool:
+        """Whether backward passes at the best tell where to go on."""
+        return not self.recovery.steps if self.search.slopes is None else self.search.slopes
 
     @property
     def needs_latency(self) -> bool:

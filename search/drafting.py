@@ -6,16 +6,18 @@ from typing import Any
 import numpy as np
 
 from evaluator import DenseModel, open_model
+from evaluator.openings import OPENINGS
 from evaluator.recovery.drafting import measure_drafting
 from evaluator.recovery.examples import check_same_tokenizer, encode_prompt, read_examples
 from evaluator.recovery.student import open_student
-from evaluator.sources import tokenise
+from evaluator.sources import is_hub, tokenise
 from search.environment import describe_environment
 from search.progress import Reporter
 from search.recovery import dtype_name, record_of
 from space import SettingError, TextError
 
 _BEGINNING = 64  # tokens of a text that are continued
+_SPARE = 16  # times the beginnings needed that are drawn from of a hub's text, which is read no further
 
 
 def draft_folder(
@@ -67,21 +69,21 @@ def prompt_ids(dense: DenseModel, source: str | None, count: int, seed: int) -> 
     Raises:
         TextError: there are too few.
     """
+    rng = np.random.default_rng([seed, 43])
     if source is None:
-        from evaluator.openings import OPENINGS
-
-        order = np.random.default_rng([seed, 43]).permutation(len(OPENINGS))[:count]
         start = dense.tokenizer.bos_token_id
         begin = [] if start is None else [start]
-        return [begin + dense.tokenizer(OPENINGS[index], add_special_tokens=False)["input_ids"] for index in order]
-    if source.endswith((".jsonl", ".parquet")) or source == "gsm8k" or source.startswith("hub:"):
-        return [encode_prompt(dense.tokenizer, each.instruction) for each in read_examples(source, count, seed)]
-    stream = tokenise(dense, source)
-    places = np.arange(0, len(stream) - _BEGINNING, _BEGINNING)
-    if len(places) < count:
+        texts = [OPENINGS[index] for index in rng.permutation(len(OPENINGS))[:count].tolist()]
+        found = [begin + dense.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    elif source.endswith((".jsonl", ".parquet")) or source == "gsm8k" or source.startswith("hub:"):
+        found = [encode_prompt(dense.tokenizer, each.instruction) for each in read_examples(source, count, seed)]
+    else:
+        stream = tokenise(dense, source, _SPARE * count * _BEGINNING if is_hub(source) else None)
+        places = rng.permutation(len(stream) // _BEGINNING)[:count] * _BEGINNING
+        found = [stream[place : place + _BEGINNING].tolist() for place in places.tolist()]
+    if len(found) < count:
         raise TextError(
-            f"A text to continue must have {count} beginnings of {_BEGINNING} tokens, but {source!r} has "
-            f"{len(places)}; give a longer one or fewer prompts."
+            f"There must be {count} prompts to continue, but {source or 'our own openings'} gave {len(found)}; give "
+            "more text, or lower --count."
         )
-    chosen = np.random.default_rng([seed, 43]).choice(places, count, replace=False)
-    return [stream[place : place + _BEGINNING].tolist() for place in chosen.tolist()]
+    return found

@@ -8,7 +8,7 @@ from evaluator.recovery.merge import average, slerp
 from evaluator.recovery.student import open_student
 from search.environment import describe_environment
 from search.export import huggingface
-from search.recovery import record_of
+from search.recovery import check_target, record_of
 from space import ModelError, SettingError
 
 METHODS = ("slerp", "average")
@@ -42,6 +42,7 @@ def merge_folders(
         )
     if start is not None and method != "slerp":
         raise SettingError("--start is of SLERP, since a mean is the same with and without; leave it out.")
+    check_target(out)
     students = [open_student(folder) for folder in folders]
     merge_into(students, method, share, open_student(start) if start else None)
     into = students[0]
@@ -64,9 +65,13 @@ def merge_into(students: Sequence[DenseModel], method: str, share: float, start:
     Raises:
         ModelError: they differ in shape.
     """
-    if any(each.model.config.to_dict().get("pruning") != students[0].model.config.to_dict().get("pruning")
-           for each in students):  # fmt: skip
-        raise ModelError("Models must be of one architecture to be merged, but these differ; merge what was one model.")
+    kept = [student.model.config.to_dict().get("pruning") for student in students]
+    for student, own in zip(students, kept, strict=True):
+        if own != kept[0]:
+            raise ModelError(
+                f"Models must be of one architecture to be merged, but {student.name} has other layers than "
+                f"{students[0].name}; merge what was one model."
+            )
     states = [student.model.state_dict() for student in students]
     if method == "slerp":
         merged = slerp(states[0], states[1], share, start.model.state_dict() if start else None)

@@ -7,23 +7,19 @@ The dense model takes part where it writes text, rewrites answers, is distilled 
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor
 
-from evaluator import SELF, Calibration, DenseModel, difference, gather_set, open_model
+from evaluator import DenseModel, difference, open_model
 from evaluator.accuracy import Reference, make_reference
 from evaluator.builtin import cache_folder
-from evaluator.generation import MEASURING
 from evaluator.measurement import Measurement
-from evaluator.recovery.batches import samples_of
-from evaluator.recovery.examples import Example, Sample, check_same_tokenizer, encode_examples, read_examples
+from evaluator.recovery.examples import check_same_tokenizer
 from evaluator.recovery.finetune import Recipe, Recovery, fine_tune
-from evaluator.recovery.selfdata import SelfData, rewrite
 from evaluator.recovery.student import measure_student, open_student
 from evaluator.sources import named, tokenise
 from search.environment import describe_environment
@@ -31,48 +27,10 @@ from search.export import huggingface
 from search.export.best import export_best
 from search.folder import RunFolder
 from search.progress import Reporter
+from search.recovery_data import Learned, RecoverySettings, gather_samples
 from space import ExportError, ModelError, SettingError, TextError
 
-_HELD_OUT, _MOST_HELD_OUT = 0.05, 64  # share of the samples to stop by, and their number at most
-_LONGEST = 1024  # tokens of an example, beyond which it is left out
 _REPORT_SEQUENCES = 32
-
-Answers = Literal["self", "given"]
-
-
-@dataclass(frozen=True, slots=True)
-class RecoverySettings:
-    """What a recovery learns from, and how.
-
-    Args:
-        recipe: of the fine-tuning.
-        data: sources of examples, see `read_examples`.
-        answers: `self`, the dense model's rewrites that pass the check (arXiv 2410.09982), or `given`, as they are.
-        examples: to draw of each source; None for all.
-        text: sources of plain text, see `evaluator.sources`; `self` is text that the dense model writes.
-        text_length: tokens of a sequence of text.
-        report: text to measure on before and after; None takes a run's report text, if the model is of a run.
-
-    Raises:
-        SettingError: there is nothing to learn from.
-    """
-
-    recipe: Recipe = field(default_factory=Recipe)
-    data: tuple[str, ...] = ()
-    answers: Answers = "self"
-    examples: int | None = None
-    text: tuple[str, ...] = ()
-    text_length: int = 512
-    report: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.data and not self.text:
-            raise SettingError("A recovery must learn from examples or text, but has neither; give --data or --text.")
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the dense model takes part in the training itself, or in what is learned from."""
-        return bool(self.recipe.distillation or SELF in self.text or (self.data and self.answers == "self"))
 
 
 def recover(
@@ -107,19 +65,20 @@ def recover(
     """
     reporter = reporter or Reporter(quiet=True)
     folder, target = _places(Path(source), out)
-    _check_target(target)
-    with RunFolder(target.with_name(f".{target.name}.training")).locked():
-        student = open_student(folder, device=device)
+    check_target(target)
+    student = open_student(folder, device=device)
+    with _kept_beside(target) as beside:
         record = record_of(folder)
         dense = _dense_of(student, record, dense_name, settings, device)
         report = _report_text(Path(source), settings, student)
-        learned = gather_samples(student, dense, settings, cache_folder() / "recovery", reporter)
+        cache, apart_from = cache_folder() / "recovery", report[0] if report else None
+        learned = gather_samples(student, dense, settings, cache, reporter, apart_from)
         reference, before = None, None
         if dense is not None and report is not None:
             reporter.say(f"Measuring on {len(report[0])} sequences of {report[1]} before and after")
             reference = make_reference(dense, report[0])
             before = measure_student(student, reference, report[1], "none")
-        told = train(student, dense, learned, settings.recipe, target.with_name(f".{target.name}.training"), reporter)
+        told = train(student, dense, learned, settings.recipe, beside, reporter)
         found = _described(settings, learned, told)
         if reference is not None and before is not None and report is not None:
             found["measured"] = _compared(student, reference, before, report[1], dense)
@@ -127,7 +86,7 @@ def recover(
         with reporter.stage("Exporting", 1, "models") as advance:
             huggingface.write_folder(student.model, student, target, record, _card(folder, found))
             advance(1)
-    shutil.rmtree(target.with_name(f".{target.name}.training"), ignore_errors=True)
+        shutil.rmtree(beside)
     return {"folder": str(target), **record}
 
 
@@ -135,19 +94,37 @@ def _places(source: Path, out: Path | None) -> tuple[Path, Path]:
     """Return the folder of the model to recover and the folder to make."""
     run = RunFolder(source)
     if not run.config_file.exists():
-        return source, out or source.with_name(f"{source.resolve().name}-recovered")
+        named_source = source if source.name.strip(".") else source.resolve()  # not where it is . or ..
+        return source, out or named_source.with_name(f"{named_source.name}-recovered")
     run.best()  # says what is missing of an unfinished one
     if not (run.export / "config.json").is_file():
         export_best(source)
     return run.export, out or run.path / "recovered"
 
 
-def _check_target(target: Path) -> None:
+def check_target(target: Path) -> None:
+    """Check that a model can go to a folder, before there is any work.
+
+    Raises:
+        ExportError: the folder holds something else than an export of ours.
+    """
     if target.exists() and not (target / huggingface.MARK).exists():
         raise ExportError(
-            f"A recovered model must go to a new folder or replace an export of ours, but {str(target)!r} holds "
-            "something else; choose another with --out."
+            f"A model must go to a new folder or replace an export of ours, but {str(target)!r} holds something else; "
+            "choose another with --out."
         )
+
+
+@contextmanager
+def _kept_beside(target: Path) -> Iterator[Path]:
+    """Yield a folder for checkpoints, for this process alone; one without any is taken away again."""
+    beside = target.with_name(f".{target.name}.training")
+    with RunFolder(beside).locked():
+        try:
+            yield beside
+        finally:
+            if not any(beside.glob("*.safetensors")):
+                shutil.rmtree(beside, ignore_errors=True)
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -170,16 +147,32 @@ def _dense_of(
     if name is None:
         if settings.needs_teacher:
             raise SettingError(
-                f"The dense model must be known to learn from it, but {student.name} does not name it; "
-                "add --dense MODEL, or --answers given and text that is not its own."
+                f"The dense model must be known to learn from it, but {student.name} does not name it; add --dense "
+                "MODEL, or learn from given answers or text, without --distill."
+            )
+        if settings.report is not None:
+            raise SettingError(
+                f"The dense model must be known to measure against it, but {student.name} does not name it; add "
+                "--dense MODEL, or leave --report out."
             )
         return None
     dense = open_model(name, dtype=dtype_name(student), device=device)
     check_same_tokenizer(dense.tokenizer, student.tokenizer, dense.name, student.name)
+    if dense.layout.vocabulary != student.layout.vocabulary:  # which may be more than its tokenizer's words
+        raise ModelError(
+            f"A pruned model must have as many output tokens as its dense model, but {student.name} has "
+            f"{student.layout.vocabulary} and {dense.name} {dense.layout.vocabulary}; take the model that it was made "
+            "from."
+        )
     return dense
 
 
 def dtype_name(student: DenseModel) -> Literal["float32", "bfloat16", "float16"]:
+    """Return the dtype that a model's weights have, for its dense model to be opened in.
+
+    Raises:
+        ModelError: it is another than models are opened in.
+    """
     for name in ("float32", "bfloat16", "float16"):
         if student.dtype == name:
             return name
@@ -189,7 +182,8 @@ def dtype_name(student: DenseModel) -> Literal["float32", "bfloat16", "float16"]
 def _report_text(source: Path, settings: RecoverySettings, student: DenseModel) -> tuple[Tensor, str] | None:
     """Return the text to measure on and what it is called."""
     if settings.report is not None:
-        tokens, length = tokenise(student, settings.report), min(settings.text_length, student.longest_sequence)
+        length = min(settings.text_length, student.longest_sequence)
+        tokens = tokenise(student, settings.report, _REPORT_SEQUENCES * length)
         count = min(_REPORT_SEQUENCES, len(tokens) // length)
         if not count:
             raise TextError(
@@ -202,81 +196,6 @@ def _report_text(source: Path, settings: RecoverySettings, student: DenseModel) 
         texts = run.texts()
         return texts.of("report"), texts.source("report")
     return None
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What a fine-tuning learns from and stops by.
-
-    Args:
-        samples: to learn from.
-        held_out: to stop by.
-        told: how they came about.
-    """
-
-    samples: Sequence[Sample]
-    held_out: Sequence[Sample]
-    told: dict[str, Any]
-
-
-def gather_samples(
-    student: DenseModel, dense: DenseModel | None, settings: RecoverySettings, cache: Path, reporter: Reporter
-) -> Learned:
-    """Return all that a recovery learns from.
-
-    Args:
-        student: the pruned model.
-        dense: the dense model, where the settings need it.
-        settings: what to learn from.
-        cache: folder for what the dense model writes.
-        reporter: tells a person about the progress.
-    """
-    samples: list[Sample] = []
-    told: dict[str, Any] = {}
-    longest = min(_LONGEST, settings.recipe.step_tokens, student.longest_sequence)
-    for source in settings.data:
-        examples = read_examples(source, settings.examples, settings.recipe.seed)
-        if settings.answers == "self" and dense is not None:
-            made = rewritten(dense, examples, settings.recipe.seed, cache, reporter)
-            examples = list(made.examples)
-            told.setdefault("rewritten", {})[named(source)] = {"share_kept": made.share_kept, "not_kept": made.counts}
-        encoded = encode_examples(student.tokenizer, examples, longest)
-        samples += encoded.samples
-        told.setdefault("examples", {})[named(source)] = {
-            "learned": len(encoded.samples),
-            "too_long": encoded.too_long,
-            "answers": settings.answers,
-        }
-    if settings.text:
-        samples += _text_samples(dense or student, settings, cache, reporter, told)
-    order = np.random.default_rng([settings.recipe.seed, 29]).permutation(len(samples)).tolist()
-    count = min(_MOST_HELD_OUT, round(_HELD_OUT * len(samples)))
-    chosen = [samples[index] for index in order]
-    return Learned(chosen[count:], chosen[:count], {**told, "samples": len(samples) - count, "held_out_samples": count})
-
-
-def rewritten(dense: DenseModel, examples: Sequence[Example], seed: int, cache: Path, reporter: Reporter) -> SelfData:
-    """Let the dense model rewrite answers, with progress, and say how many were kept."""
-    with reporter.stage("Rewriting answers", len(examples), "answers") as advance:
-        made = rewrite(dense, examples, seed=seed, cache=cache, progress=advance)
-    reporter.say(f"{made.share_kept:.0%} of {len(examples):,} rewritten answers passed the check and are learned")
-    return made
-
-
-def _text_samples(
-    model: DenseModel, settings: RecoverySettings, cache: Path, reporter: Reporter, told: dict[str, Any]
-) -> list[Sample]:
-    """Return sequences of plain text, as many as the steps take."""
-    length = min(settings.text_length, settings.recipe.step_tokens, model.longest_sequence)
-    sequences = -(-settings.recipe.steps * settings.recipe.step_tokens // length)
-    sequences = round(sequences / (1 - _HELD_OUT)) + 1
-    writing = replace(MEASURING, document=min(MEASURING.document, length))
-    recipe = Calibration(tuple((source, 1.0) for source in settings.text), writing)
-    total = recipe.tokens_to_write(sequences, length)
-    with reporter.stage("Writing text", total, "tokens") as advance:
-        made = gather_set(model, recipe, sequences, length, settings.recipe.seed, cache, advance)
-    told["text"] = {key: made.record[key] for key in ("hash", "sequences", "sequence_length", "parts")}
-    return samples_of(made.tokens)
 
 
 def train(

@@ -96,6 +96,7 @@ def best_record(
             split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()
         },
         "calibration": {**texts.calibration, **({"winner_under": dict(mixes)} if mixes else {})},
+        "recovery": str(judge.recovery) if judge.recovery else None,
         "protocols": judge.describe(),
         "tokens_through_model": judge.store.tokens_measured() + texts.tokens["calibrate"].numel(),
         "wall_seconds": round(wall_seconds, 1),

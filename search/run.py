@@ -90,6 +90,7 @@ def at_work(
             folder=files.prepared,
             progress=advance,
             kernels=config.kernels,
+            recovery=config.recovery.recipe(config.seed),
         )
     baselines = fixed_allocations(space, config.criterion.criterion.group) | scored_allocations(space, judge.surgeon)
     return Run(config, files, reporter, judge, space, baselines, [], [], agreement)

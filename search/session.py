@@ -50,7 +50,13 @@ def open_evaluator(run: RunFolder) -> Iterator[Evaluator]:
     run.keep_layout(config.model, dense.weights_hash, dense.layout, dense.dtype)
     try:
         yield Evaluator(
-            dense, texts, store, criterion=config.criterion.criterion, folder=run.prepared, kernels=config.kernels
+            dense,
+            texts,
+            store,
+            criterion=config.criterion.criterion,
+            folder=run.prepared,
+            kernels=config.kernels,
+            recovery=config.recovery.recipe(config.seed),
         )
     finally:
         store.close()

@@ -1,11 +1,14 @@
 """The groups of a run's settings, each default written once with its reason."""
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from search.rules import Rule
 from space import LATENCY, METRICS, Budget, BudgetError, Criterion, Phase, Update, Weights, Widths
+
+if TYPE_CHECKING:
+    from evaluator.recovery.short import ShortRecipe
 
 
 class Settings(BaseModel):
@@ -133,6 +136,26 @@ class LatencyConfig(Settings):
         return self.phase, self.batch, self.sequence_length
 
 
+class RecoveryConfig(Settings):
+    """What is done before a model is measured to choose by: a few steps of distillation on the calibration set.
+
+    Twenty steps cost as much as some ten measurements, and the search then aims at the recovered model.
+    """
+
+    steps: int = Field(0, ge=0)  # 0 measures models as they are pruned
+    step_tokens: int = Field(1024, ge=16)
+    rank: int = Field(16, ge=1)  # of the low-rank additions
+    learning_rate: float = Field(2e-3, gt=0)
+
+    def recipe(self, seed: int) -> "ShortRecipe | None":
+        """Return the recipe, or None where there is none."""
+        if not self.steps:
+            return None
+        from evaluator.recovery.short import ShortRecipe
+
+        return ShortRecipe(self.steps, self.step_tokens, self.rank, self.learning_rate, seed)
+
+
 KernelsName = Literal["auto", "eager", "compiled", "fused"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 StrategyName = Literal["predictor", "random", "evolution", "additive", "tpe", "nsga2"]
@@ -160,7 +183,9 @@ class SearchConfig(Settings):
     candidates: int = Field(1024, ge=16)  # architectures the predictor screens at once
     finalists: int = Field(12, ge=1)  # half of them averages; the best on the validation text wins
     refine: bool = True  # whether the predictor cuts away, before each round, what cannot be in a good model
-    slopes: bool = True  # whether backward passes at the best, each the cost of three measurements, tell where to go on
+    # Whether backward passes at the best, each the cost of three measurements, tell where to go on; None takes them
+    # unless models are recovered before they are measured, which slopes know nothing of.
+    slopes: bool | None = None
     gate: float = Field(0.4, ge=-1, le=1)  # held-out Kendall tau below which more pairs are measured first
     # Costs to trade the loss against, metrics as in budgets: the search then seeks the Pareto set. Of four objectives
     # nearly all that is measured is in the set already, so no more costs than three.

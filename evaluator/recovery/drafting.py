@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from evaluator.checkpoint import DenseModel, quiet_transformers
@@ -70,7 +70,7 @@ def measure_drafting(
 
     Args:
         dense: the model, with nothing pruned: not one whose installed architecture `standalone` made the draft of.
-        draft: a model of the same vocabulary, such as a pruned one (see `check_same_vocabulary`).
+        draft: a model of the same vocabulary, such as a pruned one (see `examples.check_same_tokenizer`).
         prompts: token ids of each, BOS or chat template included.
         tokens: to write for each prompt, at most: a text may end before.
         draft_tokens: of each round.
@@ -95,22 +95,6 @@ def measure_drafting(
             runs.append(_Run.of(plain=texts[False], drafted=texts[True]))
             progress(1)
     return _summary(runs, draft_tokens)
-
-
-def check_same_vocabulary(dense_tokenizer: PreTrainedTokenizerBase, draft_tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a draft whose token ids mean other words than the dense model's.
-
-    Raises:
-        ModelError: a word's id differs, or only one has the word.
-    """
-    mine, its = dense_tokenizer.get_vocab(), draft_tokenizer.get_vocab()
-    if mine == its:
-        return
-    word = min(word for word, _ in mine.items() ^ its.items())
-    raise ModelError(
-        f"A draft must have the dense model's vocabulary, but {word!r} is token {mine.get(word, 'none')} of the dense "
-        f"model and {its.get(word, 'none')} of the draft; take a draft that was pruned from this model."
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from evaluator.sources import HUB_PREFIX, hub_rows
 from space import ModelError, SettingError, TextError
 
-MARK = "####"  # comes before the final answer, as in GSM8K
 _HUB_SETS = {"gsm8k": "openai/gsm8k:main:train"}
 _HUB_ROWS = 20_000  # that a sample is drawn from at most, so that a large data set is not read to its end
 # Names that the field gives to an instruction and its answer.
@@ -29,14 +28,6 @@ _PAIRS = (
     ("prompt", "response"),
 )
 _EXPECTED = f"{', '.join(' + '.join(pair) for pair in _PAIRS)} or messages"
-
-# All that is written in digits without a gap, so that of 1/2, 3:30 or 1,2,3 no part is taken for the number.
-_NUMERAL = re.compile(r"(?:(?<![\w)\]])[-−][$€£]?)?\.?\d(?:[\d.,/:^]*\d)?")
-_PLAIN = re.compile(r"([-−]?)[$€£]?(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d+))?")
-_AFTER_MARK = re.compile(rf"(?:the |final |answer|is\b|\\boxed|[^\w\n.−-])*{_NUMERAL.pattern}", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\s*\{([^\n]*)")
-_ANSWER_IS = re.compile(r"\banswer\W{0,3}(?:is\b|:|=)\s*([^\n]*)", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,53 +174,6 @@ def _text(value: Any, name: str, place: str) -> str:
     return value
 
 
-def final_answer(text: str) -> str | None:
-    """Return the number that an answer ends in, or None where there is none or it is not sure which.
-
-    Where there is a mark (####) only what follows the last one counts, and it must be a number at once. Without a
-    mark it is the number in the last \\boxed{} or else after the last "answer is", and else the last number of all.
-    A place with several numbers counts where they are the two sides of an equation. Numbers are compared as text:
-    without separators, signs of currency and per cent, and zeros that say nothing.
-
-    Source: arXiv 2110.14168 (GSM8K), whose grader takes what follows the mark.
-    """
-    if MARK in text:
-        line = text.rpartition(MARK)[2].lstrip().partition("\n")[0]
-        return _only_number(line) if _AFTER_MARK.match(line) else None
-    for pattern in (_BOXED, _ANSWER_IS):
-        found = pattern.findall(text)
-        scope = found[-1] if found else ""
-        scope = scope.rpartition("}")[0] if pattern is _BOXED else _SENTENCE_END.split(scope)[0]
-        if _NUMERAL.search(scope):
-            return _only_number(scope)
-    numbers = numbers_in(text)
-    return numbers[-1] if numbers else None
-
-
-def numbers_in(text: str) -> list[str | None]:
-    """Return all numbers of a text, normalised; None for what is written in digits but is no single number."""
-    return [_normalised(numeral) for numeral in _NUMERAL.findall(text)]
-
-
-def _only_number(text: str) -> str | None:
-    """Return the one number of a text, or of what follows its last equals sign."""
-    for part in (text, text.rpartition("=")[2]):
-        numbers = set(numbers_in(part))
-        if len(numbers) == 1:
-            return numbers.pop()
-    return None
-
-
-def _normalised(numeral: str) -> str | None:
-    parts = _PLAIN.fullmatch(numeral)
-    if parts is None:
-        return None
-    sign, whole, fraction = (part or "" for part in parts.groups())
-    whole, fraction = whole.replace(",", "").lstrip("0") or "0", fraction.rstrip("0")
-    number = f"{whole}.{fraction}" if fraction else whole
-    return f"-{number}" if sign and number != "0" else number
-
-
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, instruction: str) -> list[int]:
     """Return the token ids after which the model answers: of its chat template, or BOS and the instruction's line.
 
@@ -324,12 +268,14 @@ def check_same_tokenizer(
     """Check that two models mean the same by each token id.
 
     Raises:
-        ModelError: their vocabularies differ.
+        ModelError: a word's id differs, or only one of them has the word.
     """
     dense, own = dense_tokenizer.get_vocab(), own_tokenizer.get_vocab()
-    if dense != own:
-        differing = len(dict(dense.items() ^ own.items()))
+    differing = {word for word, _ in dense.items() ^ own.items()}
+    if differing:
+        word = min(differing)
         raise ModelError(
-            f"A pruned model must have its dense model's vocabulary, but that of {own_name} ({len(own)} tokens) "
-            f"differs from that of {dense_name} ({len(dense)}) in {differing}; take the model that it was made from."
+            f"A pruned model must have its dense model's vocabulary, but {word!r} is token {own.get(word, 'none')} of "
+            f"{own_name} and {dense.get(word, 'none')} of {dense_name} (words that differ: {len(differing)}); take the "
+            "model that it was made from."
         )

@@ -185,6 +185,8 @@ class _Training:
         self._share = recipe.distillation, recipe.temperature
         Objective(student, teacher, *self._share)  # refuses before the model is changed
         self.trainable = Trainable(student, recipe.rank, recipe.scale, recipe.seed)
+        if not self.trainable.weights:
+            raise SettingError(f"A model must have a projection to train, but {student.name} has none left; keep some.")
         self._objective = Objective(student, teacher, *self._share, self.trainable.autocast)
         self._optimizer = torch.optim.AdamW(self.trainable.weights.values(), weight_decay=recipe.weight_decay)
         self._state = Checkpoint()

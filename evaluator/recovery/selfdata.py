@@ -6,18 +6,13 @@ is the one that it gets back. A rewrite takes its reference's place only where i
 Source: arXiv 2410.09982 (self-data distilled fine-tuning), after arXiv 2402.13669 (SDFT).
 """
 
-import ast
 import hashlib
 import json
-import operator
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,24 +28,12 @@ from transformers import (
 from evaluator.checkpoint import DenseModel
 from evaluator.decoding import Draw, Progress
 from evaluator.generation import BATCH_TOKENS
-from evaluator.recovery.examples import MARK, Example, encode_prompt, final_answer, numbers_in
+from evaluator.recovery.answers import CALCULATION, LAST_LINE, MARK, Reason, judge
+from evaluator.recovery.examples import Example, encode_prompt
 from space import SettingError
-
-Reason = Literal["wrong_answer", "unparsable", "no_working", "wrong_working", "unfinished", "empty", "echo", "too_long"]
 
 _GPU_BATCH_TOKENS = 131_072  # on a GPU, which takes as long for one sequence as for many
 _STOP_EVERY, _STOP_TAIL = 8, 32  # steps between looks for a finished answer, and the tokens looked at
-_DONE = re.compile(rf"{MARK}[ \t*$]*[-−]?\.?\d[^\n]*\n")  # a whole line with the final answer
-_CALCULATION = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")  # GSM8K's notes for a calculator, which no one would say
-_SUM_BEFORE = re.compile(r"(?<![\w.)])[\d(][\d.,()\s]*[-+*/][\d.,()\s+*/-]*$")
-_SUM_AFTER = re.compile(r"\s*[\d(](?:[\d.,()\s+*/-]*[\d)])?(?![\w%])")
-_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-_LEAST_ECHO = 40  # letters whose repetition is no chance
 
 # Tried on SmolLM2-135M-Instruct, 32 examples of GSM8K, greedily: share kept by the final number alone, and with the
 # working checked (of GSM8K's own answers 0.992 pass that check).
@@ -162,7 +145,7 @@ def rewrite(
         written |= zip(batch, own, strict=True)
     progress((len(examples) - len(written)) * most_tokens)
     judged = [
-        _judge(example, *written[index], check_working) if index in written else (example, "too_long")
+        judge(example, *written[index], check_working) if index in written else (example, "too_long")
         for index, example in enumerate(examples)
     ]
     return SelfData(tuple(example for example, _ in judged), tuple(reason for _, reason in judged))
@@ -173,7 +156,7 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
     mark = MARK in example.answer
     text = (_REQUEST if mark else _REQUEST_WITHOUT_NUMBER).format(
         instruction=example.instruction,
-        answer=_CALCULATION.sub("", example.answer) if mark else example.answer,
+        answer=CALCULATION.sub("", example.answer) if mark else example.answer,
     )
     return encode_prompt(tokenizer, text if tokenizer.chat_template else text + _PLAIN_CUE)
 
@@ -282,99 +265,9 @@ class _Watch(StoppingCriteria):
         done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         if self._steps % _STOP_EVERY == 0 and any(self._marked):
             tails = self._tokenizer.batch_decode(input_ids[:, -min(self._steps, _STOP_TAIL) :])
-            found = [marked and bool(_DONE.search(tail)) for tail, marked in zip(tails, self._marked, strict=True)]
+            found = [marked and bool(LAST_LINE.search(tail)) for tail, marked in zip(tails, self._marked, strict=True)]
             done |= torch.tensor(found, device=input_ids.device)
         return done
-
-
-def _judge(example: Example, text: str, ended: bool, check_working: bool) -> tuple[Example, Reason | None]:
-    """Return the example with the rewrite in its form, or as it is and why the rewrite is not kept."""
-    reference, mark, end = example.answer.rpartition(MARK)
-    if not mark:
-        reference = example.answer
-    elif found := _DONE.search(text):
-        text, ended = text[: found.end()], True
-    body = text.strip()
-    if mark and MARK in body:
-        body = body.rpartition(MARK)[0].rstrip(" \t\r\n*#")
-    reason: Reason | None = None
-    if not re.search(r"[^\W\d_]", body):
-        reason = "empty"
-    elif not ended:
-        reason = "unfinished"
-    elif mark:
-        reason = _wrong_ending(example.answer, text)
-        if reason is None and check_working:
-            reason = _wrong_working(body, reference, final_answer(example.answer))
-    if reason is None and _is_echo(body, reference, example.instruction):
-        reason = "echo"
-    if reason is not None:
-        return example, reason
-    return Example(example.instruction, f"{body}\n{MARK}{end}" if mark else body), None
-
-
-def _wrong_ending(reference: str, text: str) -> Reason | None:
-    """Return what is wrong with a rewrite's final answer, a number or else the words after its mark."""
-    right, own = final_answer(reference), final_answer(text)
-    if right is None:
-        right, own = (
-            " ".join(answer.rpartition(MARK)[2].casefold().split()) if MARK in answer else None
-            for answer in (reference, text)
-        )
-    return "unparsable" if own is None else None if own == right else "wrong_answer"
-
-
-def _wrong_working(body: str, reference: str, right: str | None) -> Reason | None:
-    """Return what is wrong with the way to a final answer: it must be shown, arrive there, and be right in its sums."""
-    if right is None:
-        return None
-    own, theirs = set(numbers_in(body)), set(numbers_in(reference))
-    if right not in own or (theirs - {right} and not own - {right}):
-        return "no_working"
-    return None if all(map(_holds, body.splitlines())) else "wrong_working"
-
-
-def _holds(line: str) -> bool:
-    """Return whether the equations of plain numbers in a line are true, to the last digit that they give."""
-    plain = re.sub(r"(?<=\d)\s*[x×]\s*(?=[\d(])", "*", line.replace("$", "").replace("÷", "/"))
-    for left, right in pairwise(plain.split("=")):
-        own, given = _SUM_BEFORE.search(left), _SUM_AFTER.match(right)
-        if not (own and given) or left[: own.start()].rstrip().endswith(("+", "-", "*", "/", "x", "×")):
-            continue  # of a sum with words between its numbers, no part is judged
-        found, said = _value(own[0]), _value(given[0])
-        digits = len(given[0].strip().partition(".")[2])
-        if found is not None and said is not None and abs(found - said) >= Fraction(1, 10**digits):
-            return False
-    return True
-
-
-def _value(text: str) -> Fraction | None:
-    """Return what a sum of plain numbers is; None of anything else."""
-
-    def of(node: ast.expr) -> Fraction:
-        match node:
-            case ast.Constant(value=int() | float() as number):
-                return Fraction(str(number))
-            case ast.BinOp(left, sign, right) if type(sign) in _OPERATORS:
-                return _OPERATORS[type(sign)](of(left), of(right))
-        raise ValueError
-
-    try:
-        return of(ast.parse(re.sub(r"(?<=\d),(?=\d{3})", "", text).strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
-        return None
-
-
-def _is_echo(body: str, reference: str, instruction: str) -> bool:
-    """Return whether an answer, without its final number, only repeats the reference or the instruction.
-
-    Letters of either case, spaces, stops and notes for a calculator make no difference.
-    """
-    own, theirs, asked = (
-        re.sub(r"[\s.,;:!]", "", _CALCULATION.sub("", text).casefold()) for text in (body, reference, instruction)
-    )
-    found_in = ((own, theirs), (asked, own))
-    return own in (theirs, asked) or any(len(part) >= _LEAST_ECHO and part in whole for part, whole in found_in)
 
 
 def _end_tokens(dense: DenseModel) -> list[int]:

@@ -57,8 +57,8 @@ class Trainable:
         model.to(self._dtype).requires_grad_(False).eval()
 
 
-def _with_additions(student: DenseModel, rank: int, scale: float, seed: int) -> PeftModel:
-    """Return the model with additions to every projection that it still has."""
+def _with_additions(student: DenseModel, rank: int, scale: float, seed: int) -> PeftModel | None:
+    """Return the model with additions to every projection that it still has; None where it has none."""
     family = student.layout.record
     paths = [
         f"{family.layers}.{index}.{path}"
@@ -66,6 +66,8 @@ def _with_additions(student: DenseModel, rank: int, scale: float, seed: int) -> 
         for path in projections(family)
         if _is_projection(layer, path)
     ]
+    if not paths:
+        return None
     settings = LoraConfig(
         r=rank,
         lora_alpha=scale * rank,  # type: ignore[arg-type]  # a whole number for no reason

@@ -68,8 +68,8 @@ def recover(
     A recovery that was stopped goes on with the same command. Without --data and --text nothing is needed but the dense
     model: the pruned one learns its predictions on text that it writes.
     """
-    from search.recovery import Answers, RecoverySettings
     from search.recovery import recover as run_recovery
+    from search.recovery_data import Answers, RecoverySettings
 
     if answers not in get_args(Answers):
         raise SettingError(f"--answers must be {' or '.join(get_args(Answers))}, but is {answers!r}; choose one.")
@@ -95,7 +95,7 @@ def _print_recovery(found: dict[str, Any], console: Console) -> None:
     looks = [loss for _, loss in told["looks"]]
     console.print(
         f"{told['steps']} steps on {told['learned_tokens']:,} learned tokens in {told['seconds']:,.0f} s; weights of "
-        f"step {told['best_step']}" + (f"; held-out loss {looks[0]:.3f} to {min(looks):.3f}" if looks else ""),
+        f"step {told['best_step']}" + (f"; held-out loss {looks[0]:.3f} to {min(looks):.3f}" if len(looks) > 1 else ""),
         soft_wrap=True,
     )
     if "measured" in told:

@@ -37,7 +37,7 @@ def descend(run: Run, study: ArchitectureStudy, number: int, tokens: float) -> N
         number: of the round that the steps belong to; 0 are those before the first.
         tokens: that the run may have spent in the end.
     """
-    if not run.config.search.slopes:
+    if not run.config.takes_slopes:
         return
     rungs = run.ladder.rungs()
     for rung in rungs if number == 0 else [rungs[(number - 1) % len(rungs)]]:
@@ -76,7 +76,7 @@ def wander(run: Run, study: ArchitectureStudy, number: int, tokens: float) -> No
         number: of the round that the steps belong to.
         tokens: that the run may have spent in the end.
     """
-    if not run.config.search.slopes or run.ladder.against or (best := _best(run, run.space)) is None:
+    if not run.config.takes_slopes or run.ladder.against or (best := _best(run, run.space)) is None:
         return
     here, prior = best.architecture, additive_prior(run.space, run.alone)
     descent = Descent(run.space, prior, _LONG[number % len(_LONG)])

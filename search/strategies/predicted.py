@@ -118,7 +118,7 @@ def _measure_first_pairs(run: Run, study: ArchitectureStudy, seed: int) -> None:
     for index, rung in enumerate(run.ladder.rungs()):
         baselines = _uniform(run, rung) if index else run.baselines
         settings = _shared(run.config.search, len(run.ladder.rungs()), index)
-        best = selection.lowest(run.pairs, rung, _CENTRES) if run.config.search.slopes else []
+        best = selection.lowest(run.pairs, rung, _CENTRES) if run.config.takes_slopes else []
         first = selection.first_pairs(rung, prior, baselines, settings, seed + _RUNG_SEEDS * index, stream, best)
         for origin, chosen in first.items():
             found[origin] += chosen

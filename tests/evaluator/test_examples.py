@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from evaluator import open_model
 from evaluator.recovery.examples import (
@@ -14,7 +16,6 @@ from evaluator.recovery.examples import (
     encode_example,
     encode_examples,
     encode_prompt,
-    final_answer,
     read_examples,
 )
 from evaluator.sources import documents
@@ -130,17 +131,6 @@ def test_a_limit_draws_by_the_seed(tmp_path):
     assert read_examples(file, 100) == everything
 
 
-def test_gsm8k_has_a_final_answer_in_every_row(data):
-    examples = read_examples(str(data / "tasks" / "gsm8k" / "train.jsonl"))
-    assert len(examples) == 7473
-    assert examples[0].instruction.startswith("Natalia sold clips to 48 of her friends")
-    answers = [final_answer(example.answer) for example in examples]
-    said = [example.answer.split("#### ")[1].replace(",", "") for example in examples]
-    assert [
-        answer for answer, own in zip(answers, said, strict=True) if answer is None or float(answer) != float(own)
-    ] == []
-
-
 def test_the_hub_is_streamed_no_further_than_needed(monkeypatch):
     asked, read = [], []
 
@@ -174,48 +164,6 @@ def test_a_hub_out_of_reach_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(TextError, match="'gsm8k' needs the package `datasets`; pip install"):
         read_examples("gsm8k")
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("48/2 = 24\n#### 72", "72"),
-        ("#### 5\nNo, more.\n#### 72", "72"),  # the last counts
-        ("#### 1,080.00", "1080"),
-        ("#### $-12.50 in all.", "-12.5"),
-        ("#### -$5", "-5"),
-        ("####: **42**", "42"),
-        ("#### The final answer is \\boxed{42}", "42"),
-        ("#### 5 + 3 = 8", "8"),
-        ("#### 1 + 2 + 3 = 3 + 3 = 6", "6"),
-        ("#### 20%", "20"),
-        ("#### .50", "0.5"),
-        ("#### -0", "0"),
-        ("#### 007", "7"),
-        ("####\n42", "42"),
-        ("It is 42.\n#### unknown", None),
-        ("It is 42.\n#### Step 3: add them", None),
-        ("#### 5 or 6", None),
-        ("#### 1/2", None),
-        ("#### 3:30", None),
-        ("#### 1,2,3", None),
-        ("####", None),
-        ("So \\boxed{42} of 50.", "42"),
-        ("So $\\boxed{\\frac{1}{2}}$", None),
-        ("The answer is 42. She had 50.", "42"),
-        ("Answer: 12 + 30 = $42.", "42"),
-        ("**Answer:** 42", "42"),
-        ("The answer is that 5 of 9 are left.", None),
-        ("She sold 72 clips.", "72"),
-        ("In 2005, 10-5 is 5", "5"),
-        ("She had 5 and ate 1/2.", None),
-        ("The answer is as follows. She has 7", "7"),
-        ("none at all", None),
-        ("", None),
-    ],
-)
-def test_final_answer(text, answer):
-    assert final_answer(text) == answer
 
 
 @pytest.mark.parametrize("template", [None, CHATML])
@@ -269,5 +217,21 @@ def test_examples_that_are_too_long_are_counted(chatty):
 def test_models_of_other_vocabularies_are_refused(pico, stories):
     check_same_tokenizer(pico.tokenizer, pico_tokenizer(), "dense", "own")
     other = open_model(str(stories), dtype="float32").tokenizer
-    with pytest.raises(ModelError, match=r"that of own \(512 tokens\) differs from that of dense \(\d+\) in \d+; take"):
+    said = r"vocabulary, but '.+' is token (\d+|none) of own and (\d+|none) of dense \(words that differ: \d{3}\); take"
+    with pytest.raises(ModelError, match=said):
         check_same_tokenizer(pico.tokenizer, other, "dense", "own")
+    swapped = json.loads(pico_tokenizer().backend_tokenizer.to_str())
+    words = swapped["model"]["vocab"]
+    words["A"], words["B"] = words["B"], words["A"]
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(swapped)))
+    said = rf"'A' is token {words['A']} of own and {words['B']} of dense \(words that differ: 2\)"
+    with pytest.raises(ModelError, match=said):
+        check_same_tokenizer(pico.tokenizer, other, "dense", "own")
+
+
+@pytest.mark.parametrize(("longer", "said"), [("own", "160 of own and none"), ("dense", "none of own and 160")])
+def test_a_word_that_only_one_model_has_is_refused(longer, said):
+    tokenizers = {"dense": pico_tokenizer(), "own": pico_tokenizer()}
+    tokenizers[longer].add_tokens(["zzz"])
+    with pytest.raises(ModelError, match=f"'zzz' is token {said} of dense"):
+        check_same_tokenizer(tokenizers["dense"], tokenizers["own"], "dense", "own")

@@ -27,6 +27,18 @@ def test_parquet_reads_as_jsonl_does(pico, files):
     assert tokenise(pico, str(files / "a.parquet")).tolist() == of_lines
 
 
+def test_ends_of_lines_inside_of_strings_end_no_document(tmp_path):
+    texts = ["one\u2028line", "one\u2029more", "a\x85b"]
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    file = tmp_path / "ends.jsonl"
+    for end in ("\n", "\r\n"):
+        file.write_bytes(end.join([*rows, ""]).encode())
+        assert list(documents(str(file))) == texts
+    file.write_text("\n".join([*rows, "", "no JSON"]), encoding="utf-8")
+    with pytest.raises(TextError, match=r"but line 5 of .*ends.jsonl' is not"):
+        list(documents(str(file)))
+
+
 def test_short_documents_are_left_out(pico, files):
     sizes = [len(pico.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in TEXTS]
     shortest = sorted(sizes)[1]

@@ -1,0 +1,109 @@
+"""Architectures of the FLOPs that removed blocks leave: the best that a search finds, and 30 to be recovered."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+from evaluator import DenseModel, Evaluator, PairStore, Texts
+from evaluator.recovery.short import ShortRecipe
+from evaluator.sources import tokenise
+from search.config import RunConfig, load_config
+from search.progress import Reporter
+from search.run import run_search
+from search.selection import unique
+from space import Architecture, cost_of, sample
+from tests.benchmarks.record import DATA
+
+LENGTH, EACH, CALIBRATE, MEASURED = 512, 15, 64, 16
+
+
+def searched_folder(dense: DenseModel, folder: Path, without_blocks: Architecture, seed: int, quick: bool) -> Path:
+    """Return the export of a search's winner at the FLOPs of an architecture; the search goes on where it was.
+
+    It is given WikiText-2 validation text and reports on WikiText-2 test, as `tests.benchmarks.pipeline` does.
+    """
+    config = _config(dense, without_blocks, seed, quick, False)
+    run_search(config, folder / "search", Reporter())
+    return folder / "search" / "export"
+
+
+def _config(dense: DenseModel, like: Architecture, seed: int, quick: bool, blocks: bool) -> RunConfig:
+    share = cost_of(dense.layout, like).flops_per_token / cost_of(
+        dense.layout, Architecture.dense(dense.layout)
+    ).flops_per_token  # fmt: skip
+    texts = DATA / "text"
+    values: dict[str, Any] = {
+        "model": dense.name,
+        "budget": [f"flops_per_token={share:.6f}"],
+        "seed": seed,
+        "text.source": str(texts / "wikitext2.valid.txt"),
+        "text.report": str(texts / "wikitext2.test.txt"),
+        "space.whole_blocks": blocks,
+    }
+    if quick:
+        values |= {"text.sequence_length": 64, "text.calibrate": 8, "search.rounds": 1}
+    return load_config(None, values)
+
+
+def ranking(dense: DenseModel, folder: Path, like: Architecture, seed: int, quick: bool) -> dict[str, Any]:
+    """Measure architectures as they are pruned and after a short recovery, on C4; return how their ranks agree.
+
+    Args:
+        dense: the model.
+        folder: where measurements are kept.
+        like: whose FLOPs they have.
+        seed: of the draw and of the recovery.
+        quick: few and short.
+    """
+    kinds = {
+        "narrower": _drawn(dense, like, seed, quick, False),
+        "without_blocks": _drawn(dense, like, seed, quick, True),
+    }
+    everyone = [architecture for own in kinds.values() for architecture in own]
+    recipe = ShortRecipe(steps=2, step_tokens=128) if quick else ShortRecipe(seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, recovery in (("before", None), ("after", recipe)):
+        store = PairStore(folder / "pairs.db")
+        judge = Evaluator(dense, _texts(dense, quick), store, folder=folder / "prepared", recovery=recovery)
+        with Reporter().stage(f"Measuring {name} recovery", len(everyone), "architectures") as advance:
+            found[name] = judge.measure(everyone, "validate", "ranking", advance)
+        judge.surgeon.restore()
+        store.close()
+    kl = {name: np.array([each.kl for each in measured]) for name, measured in found.items()}
+    places = {"all": slice(None), "narrower": slice(EACH), "without_blocks": slice(EACH, None)}
+    if quick:
+        places = {"all": slice(None)}
+    best = int(kl["before"].argmin())
+    return {
+        "kendall_tau": {
+            name: round(float(kendalltau(kl["before"][own], kl["after"][own]).statistic), 4)
+            for name, own in places.items()
+        },
+        "recovery": str(recipe),
+        "kl": {name: values.round(4).tolist() for name, values in kl.items()},
+        "kl_standard_error": {
+            name: [round(each.kl_standard_error, 4) for each in measured] for name, measured in found.items()
+        },
+        "best_before_is_after": int((kl["after"] < kl["after"][best]).sum()) + 1,
+        "architectures": [architecture.fingerprint for architecture in everyone],
+    }
+
+
+def _drawn(dense: DenseModel, like: Architecture, seed: int, quick: bool, blocks: bool) -> list[Architecture]:
+    space = _config(dense, like, seed, quick, blocks).search_space(dense.layout)
+    rng = np.random.default_rng([seed, 53, blocks])
+    return unique(space, sample(space, 20 * EACH, rng))[: 3 if quick else EACH]
+
+
+def _texts(dense: DenseModel, quick: bool) -> Texts:
+    """Return text to calibrate and recover on, and other text to measure on, all of C4."""
+    length, calibrate, measured = (64, 8, 4) if quick else (LENGTH, CALIBRATE, MEASURED)
+    stream = tokenise(dense, str(DATA / "text" / "c4.jsonl"))
+    rows = stream[: len(stream) // length * length].view(-1, length)
+    chosen = rows[torch.from_numpy(np.random.default_rng(0).permutation(len(rows)))]
+    tokens = {"calibrate": chosen[:calibrate], "validate": chosen[calibrate : calibrate + measured]}
+    return Texts(tokens, dict.fromkeys(tokens, "c4"))
