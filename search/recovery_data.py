@@ -37,6 +37,7 @@ class RecoverySettings:
         recipe: of the fine-tuning.
         data: sources of examples, see `read_examples`.
         answers: `self`, the dense model's rewrites that pass the check (arXiv 2410.09982), or `given`, as they are.
+        check_working: whether a rewrite's way to its number is looked at as well; see `rewrite`.
         examples: to draw of each source; None for all.
         text: sources of plain text, see `evaluator.sources`; `self` is text that the dense model writes.
         text_length: tokens of a sequence of text.
@@ -49,6 +50,7 @@ class RecoverySettings:
     recipe: Recipe = field(default_factory=Recipe)
     data: tuple[str, ...] = ()
     answers: Answers = "self"
+    check_working: bool = True
     examples: int | None = None
     text: tuple[str, ...] = ()
     text_length: int = 512
@@ -107,7 +109,7 @@ def gather_samples(
     for source in settings.data:
         examples = read_examples(source, settings.examples, settings.recipe.seed)
         if settings.answers == "self" and dense is not None:
-            made = rewritten(dense, examples, settings.recipe.seed, cache, reporter)
+            made = rewritten(dense, examples, settings, cache, reporter)
             examples = list(made.examples)
             told.setdefault("rewritten", {})[named(source)] = {"share_kept": made.share_kept, "not_kept": made.counts}
         encoded = encode_examples(student.tokenizer, examples, longest)
@@ -125,10 +127,20 @@ def gather_samples(
     return Learned(chosen[count:], chosen[:count], {**told, "samples": len(samples) - count, "held_out_samples": count})
 
 
-def rewritten(dense: DenseModel, examples: Sequence[Example], seed: int, cache: Path, reporter: Reporter) -> SelfData:
+def rewritten(
+    dense: DenseModel, examples: Sequence[Example], settings: RecoverySettings, cache: Path, reporter: Reporter
+) -> SelfData:
     """Let the dense model rewrite answers, with progress, and say how many were kept."""
     with reporter.stage("Rewriting answers", len(examples) * _REWRITE_TOKENS, "tokens") as advance:
-        made = rewrite(dense, examples, most_tokens=_REWRITE_TOKENS, seed=seed, cache=cache, progress=advance)
+        made = rewrite(
+            dense,
+            examples,
+            most_tokens=_REWRITE_TOKENS,
+            seed=settings.recipe.seed,
+            check_working=settings.check_working,
+            cache=cache,
+            progress=advance,
+        )
     reporter.say(f"{made.share_kept:.0%} of {len(examples):,} rewritten answers passed the check and are learned")
     return made
 

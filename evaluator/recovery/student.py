@@ -28,8 +28,8 @@ def open_student(folder: str | Path, *, device: str = "cpu") -> DenseModel:
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise ModelError(
-            f"A pruned model must be a folder with a config.json, but {str(folder)!r} holds none; give an export's "
-            "folder or a finished run's."
+            f"A pruned model must be a folder with a config.json, but {str(folder)!r} holds none; give the "
+            "folder of an export."
         )
     with quiet_transformers(), as_model_error(str(folder)):
         config = AutoConfig.from_pretrained(path)

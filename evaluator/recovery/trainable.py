@@ -35,7 +35,9 @@ class Trainable:
         if rank:
             self._peft = _with_additions(student, rank, scale, seed)
         else:
-            student.model.float().requires_grad_(True)  # in less, a small step would change nothing
+            for weight in student.model.parameters():
+                weight.data = weight.data.float()  # in less, a small step would change nothing
+                weight.requires_grad_(True)
         named = student.model.named_parameters()  # shared ones once
         self.weights = {name: weight for name, weight in named if weight.requires_grad}
 
@@ -53,8 +55,10 @@ class Trainable:
         if self._peft is not None:
             self._peft.merge_and_unload(safe_merge=True) if keep else self._peft.unload()
             self._peft = None
-        model: nn.Module = self._student.model
-        model.to(self._dtype).requires_grad_(False).eval()
+        for weight in self._student.model.parameters():
+            weight.data = weight.data.to(self._dtype)  # not buffers, whose dtype is their own: frequencies of positions
+            weight.requires_grad_(False)
+        self._student.model.eval()
 
 
 def _with_additions(student: DenseModel, rank: int, scale: float, seed: int) -> PeftModel | None:

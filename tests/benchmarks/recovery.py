@@ -46,7 +46,8 @@ from search.environment import commit, device_name
 from search.export import huggingface
 from search.merging import merge_into
 from search.progress import Reporter
-from search.recovery import RecoverySettings, gather_samples, train
+from search.recovery import train
+from search.recovery_data import RecoverySettings, gather_samples
 from space import Architecture, Criterion
 from tests.benchmarks.record import DATA, RESULTS, ROOT, finish
 from tests.benchmarks.recovery_ranking import ranking, searched_folder
@@ -119,6 +120,7 @@ class _Bench:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.seed, self.quick, self.device, self.folder = options.seed, options.quick, options.device, folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.dense = open_dense(options.quick, options.device)
         file = RESULTS / "recovery.json"
         self.rows: dict[str, Any] = {} if self.quick or not file.exists() else json.loads(file.read_text())["rows"]

@@ -111,6 +111,22 @@ def test_every_family_is_trained_and_merged(kind, tmp_path):
     assert Objective(student).mean(samples, 64) < first
 
 
+@pytest.mark.parametrize("rank", [2, 0])
+def test_what_was_trained_in_bfloat16_is_the_same_when_it_is_opened_again(stories, tmp_path, rank):
+    student = open_model(str(stories), dtype="bfloat16")
+    before = {name: buffer.clone() for name, buffer in student.model.named_buffers()}
+    own = logits_of(student.model)
+    fine_tune(student, samples_of(pico_tokens(8, 16)), [], replace(SHORT, rank=rank))
+    assert student.dtype == "bfloat16"
+    after = dict(student.model.named_buffers())
+    assert before.keys() == after.keys()
+    assert all(after[name].dtype == buffer.dtype for name, buffer in before.items())
+    student.model.save_pretrained(tmp_path)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert torch.equal(logits_of(opened), logits_of(student.model))
+    assert not torch.equal(logits_of(opened), own)
+
+
 def test_recomputing_changes_nothing(stories):
     dense = open_model(str(stories), dtype="float32")
     samples = samples_of(pico_tokens(8, 16))

@@ -49,7 +49,7 @@ def test_the_predictor_is_of_recovered_models(folder):
 
 
 def test_slopes_are_refused_beside_a_recovery(small_config, tmp_path, capsys):
-    with pytest.raises(SettingError, match="leave search.slopes out"):
+    with pytest.raises(SettingError, match=r"leave search\.slopes out"):
         load_config(small_config, {**RECOVERY, "search.slopes": True})
     own = ["--set", "recovery.steps=2", "--set", "search.slopes=true"]
     assert call("run", "--config", small_config, *own, "--out", tmp_path / "run") == 2
