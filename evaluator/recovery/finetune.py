@@ -229,6 +229,7 @@ class _Training:
             )
         torch.nn.utils.clip_grad_norm_(self.trainable.weights.values(), _CLIP)
         self._optimizer.step()
+        self.trainable.stepped()
         self._optimizer.zero_grad(set_to_none=True)
         return value
 

@@ -8,11 +8,12 @@ from typing import Any
 import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from evaluator.checkpoint import DenseModel
 from evaluator.pruning import projections
+from evaluator.recovery.masked import add_masked, is_sparse, take_out
 
 _ACTIVATION_VALUES = 16  # kept of a layer for each of its hidden units, about, beside 3 for each MLP channel
 _LARGEST_SHARE = 0.5  # of the free memory that activations may take before they are computed again instead
@@ -20,6 +21,8 @@ _LARGEST_SHARE = 0.5  # of the free memory that activations may take before they
 
 class Trainable:
     """The weights of a student that are trained; while it lives, only they take gradients.
+
+    The zeros of a sparse model stay zeros.
 
     Args:
         student: the pruned model, changed in place.
@@ -31,20 +34,37 @@ class Trainable:
     def __init__(self, student: DenseModel, rank: int, scale: float, seed: int) -> None:
         self._student = student
         self._dtype = student.model.dtype
+        self._whole = rank == 0
         self._peft: PeftModel | None = None
-        if rank:
-            self._peft = _with_additions(student, rank, scale, seed)
-        else:
+        self._masked: list[nn.Module] = []
+        self._kept: dict[nn.Parameter, Tensor] = {}  # of sparse weights, which of them are not zero
+        for weight in student.model.parameters():
+            weight.requires_grad_(self._whole)
+        found = _projections_of(student)
+        held = [module.weight for module in found.values()]
+        sparse = [each for each in held if isinstance(each, nn.Parameter) and is_sparse(each)]
+        if rank and sparse:
+            self._masked = list(found.values())
+            add_masked(self._masked, rank, scale, seed)
+        elif rank and found:
+            self._peft = _with_additions(student, list(found), rank, scale, seed)
+        elif self._whole:
+            self._kept = {each: each.ne(0) for each in sparse}
             for weight in student.model.parameters():
                 weight.data = weight.data.float()  # in less, a small step would change nothing
-                weight.requires_grad_(True)
         named = student.model.named_parameters()  # shared ones once
         self.weights = {name: weight for name, weight in named if weight.requires_grad}
 
     @property
     def autocast(self) -> torch.dtype | None:
         """The dtype to compute in, where weights are wider now than the model had them."""
-        return None if self._peft is not None or self._dtype == torch.float32 else self._dtype
+        return self._dtype if self._whole and self._dtype != torch.float32 else None
+
+    def stepped(self) -> None:
+        """Put zeros back where a step of whole weights has moved them."""
+        with torch.no_grad():
+            for weight, kept in self._kept.items():
+                weight.mul_(kept)
 
     def finish(self, keep: bool) -> None:
         """Let nothing take gradients any more, and have the weights in the model's own dtype.
@@ -55,28 +75,32 @@ class Trainable:
         if self._peft is not None:
             self._peft.merge_and_unload(safe_merge=True) if keep else self._peft.unload()
             self._peft = None
+        take_out(self._masked, keep)
+        self._masked = []
         for weight in self._student.model.parameters():
             weight.data = weight.data.to(self._dtype)  # not buffers, whose dtype is their own: frequencies of positions
             weight.requires_grad_(False)
         self._student.model.eval()
 
 
-def _with_additions(student: DenseModel, rank: int, scale: float, seed: int) -> PeftModel | None:
-    """Return the model with additions to every projection that it still has; None where it has none."""
+def _projections_of(student: DenseModel) -> dict[str, nn.Module]:
+    """Return every projection that a model still has, by its path."""
     family = student.layout.record
-    paths = [
-        f"{family.layers}.{index}.{path}"
+    return {
+        f"{family.layers}.{index}.{path}": layer.get_submodule(path)
         for index, layer in enumerate(student.layers)
         for path in projections(family)
         if _is_projection(layer, path)
-    ]
-    if not paths:
-        return None
+    }
+
+
+def _with_additions(student: DenseModel, paths: list[str], rank: int, scale: float, seed: int) -> PeftModel:
+    """Return the model with additions to its projections."""
     settings = LoraConfig(
         r=rank,
         lora_alpha=scale * rank,  # type: ignore[arg-type]  # a whole number for no reason
         target_modules=paths,
-        fan_in_fan_out=family.orientation == "in_out",
+        fan_in_fan_out=student.layout.record.orientation == "in_out",
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(), warnings.catch_warnings():

@@ -85,7 +85,14 @@ def recover(
         temperature=temperature,
         seed=seed,
     )
-    settings = RecoverySettings(recipe, tuple(data or ()), cast("Answers", answers), examples, texts, report=report)
+    settings = RecoverySettings(
+        recipe,
+        data=tuple(data or ()),
+        answers=cast("Answers", answers),
+        examples=examples,
+        text=texts,
+        report=report,
+    )
     found = run_recovery(source, settings, out=out, dense_name=dense, device=device, reporter=Reporter(quiet=as_json))
     print_json(found) if as_json else _print_recovery(found, Console(highlight=False))
 

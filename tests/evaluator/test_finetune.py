@@ -1,5 +1,6 @@
 """Fine-tuning pruned models: what is learned, what stays, and going on after a kill."""
 
+import copy
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from evaluator.recovery.finetune import Recipe, fine_tune
 from evaluator.recovery.objective import Objective
 from evaluator.recovery.trainable import Trainable
 from evaluator.standalone import standalone
-from space import MeasurementError, ModelError, SettingError
+from space import Criterion, MeasurementError, ModelError, SettingError
 from tests.evaluator.pieces import logits_of, make_surgeon, mixed
 from tests.pico import PICOS, pico_tokens, save_pico_of
 
@@ -109,6 +110,30 @@ def test_every_family_is_trained_and_merged(kind, tmp_path):
     fine_tune(student, samples, [], replace(SHORT, steps=12))
     assert sorted(student.model.state_dict()) == names  # merged, nothing left over
     assert Objective(student).mean(samples, 64) < first
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "phi3"])
+def test_zeros_stay_zeros(kind, rank, tmp_path):
+    dense = open_model(str(save_pico_of(kind, tmp_path)), dtype="float32")
+    surgeon = make_surgeon(dense, Criterion(pattern="2:4"))
+    sparse = surgeon.installed
+    for index in range(len(sparse.layers)):
+        sparse = sparse.replace(index, attention_sparsity=0.5, mlp_sparsity=0.5)
+    surgeon.install(sparse)
+    student = replace(dense, model=copy.deepcopy(dense.model))
+    before = {name: weight.clone() for name, weight in student.model.named_parameters()}
+    samples = samples_of(pico_tokens(12, 16))
+    first = Objective(student).mean(samples, 64)
+    fine_tune(student, samples, [], replace(SHORT, rank=rank, steps=20, learning_rate=None if rank == 0 else 1e-2))
+    after = dict(student.model.named_parameters())
+    assert after.keys() == before.keys()
+    halves = [name for name, weight in before.items() if weight.dim() == 2 and float(weight.eq(0).float().mean()) > 0.4]
+    assert len(halves) >= 4 * len(sparse.layers)
+    for name in halves:
+        assert torch.equal(after[name].eq(0), before[name].eq(0)), name
+        assert not torch.equal(after[name], before[name]), name
+    assert Objective(student).mean(samples, 64) < first - 0.05
 
 
 @pytest.mark.parametrize("rank", [2, 0])
