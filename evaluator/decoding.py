@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from evaluator.checkpoint import DenseModel
+from space import SettingError
 
 Progress = Callable[[int], None]
 
@@ -57,10 +58,14 @@ def decode(
         sampling: how tokens are drawn.
         seed: of the draws.
         progress: told the tokens written by each step.
+
+    Raises:
+        SettingError: the model has learned its positions, and there are not so many.
     """
     start = start_of(dense)
     begin = [] if start is None else [start]
-    longest = max(map(len, prompts))
+    longest, shortest = max(map(len, prompts)), min(map(len, prompts))
+    _check_positions(dense, size, len(begin) + longest - shortest)
     # Padded on the left, so that all documents grow at the same end.
     rows = [[0] * (longest - len(prompt)) + begin + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(begin + prompt) for prompt in prompts]
@@ -73,8 +78,8 @@ def decode(
             tokens = model.generate(
                 torch.tensor(rows, device=dense.model.device),
                 attention_mask=torch.tensor(mask, device=dense.model.device),
-                max_new_tokens=size,
-                min_new_tokens=size,
+                max_new_tokens=size - shortest,
+                min_new_tokens=size - shortest,
                 eos_token_id=None,  # what follows the end of one text is the next text, packed as in training
                 pad_token_id=dense.tokenizer.eos_token_id or 0,
                 do_sample=False,  # but among what the processors leave,
@@ -85,8 +90,18 @@ def decode(
     finally:
         contiguous.remove()
     assert isinstance(tokens, Tensor)
+    progress(len(prompts) * shortest)  # that were not to be written
     firsts = [longest - len(prompt) + len(begin) for prompt in prompts]
     return torch.stack([row[first : first + size] for row, first in zip(tokens.cpu(), firsts, strict=True)])
+
+
+def _check_positions(dense: DenseModel, size: int, more: int) -> None:
+    """Refuse documents that end beyond the last position that a model has learned; others go on from what they know."""
+    if dense.layout.record.learned_positions and size + more > dense.longest_sequence:
+        raise SettingError(
+            f"Documents of this model must be of {dense.longest_sequence - more} tokens at most, with the token that "
+            f"begins a text and prefixes of different lengths before them, but are to be of {size}; write shorter ones."
+        )
 
 
 def _processors(sampling: Sampling, seed: int) -> LogitsProcessorList:

@@ -14,12 +14,13 @@ from evaluator.generation import (
     Writing,
     generate_tokens,
     tokens_to_write,
+    write_documents,
 )
 from evaluator.openings import OPENINGS
 from evaluator.sources import tokenise
 from space import SettingError, TextError
 from tests.evaluator.pieces import logits_of
-from tests.pico import SENTENCE, VOCABULARY
+from tests.pico import SENTENCE, VOCABULARY, save_pico_of
 
 SIZES = SplitSizes(calibrate=3, search=2, validate=2, report=4, sequence_length=16)
 
@@ -322,3 +323,16 @@ class TestHub:
         write(folder / "train.jsonl", '{"number": 3}\n')
         with pytest.raises(TextError, match='a column "text"'):
             tokenise(pico, f"hub:{folder}")
+
+
+def test_documents_end_where_learned_positions_do(tmp_path):
+    dense = open_model(str(save_pico_of("gpt2", tmp_path / "model")), dtype="float32")
+    told = []
+    with pytest.raises(SettingError, match=r"tokens at most, .* but are to be of 128; write shorter ones"):
+        write_documents(dense, 4, 128, Writing(128), 0, tmp_path / "cache")
+    written = write_documents(dense, 4, 100, Writing(100), 0, tmp_path / "cache", told.append)
+    assert written.shape == (4, 100)
+    assert sum(told) == 4 * 100
+    # A model that turns its positions goes on beyond the length it is said to have.
+    llama = open_model(str(save_pico_of("llama", tmp_path / "llama")), dtype="float32")
+    assert write_documents(llama, 4, 128, Writing(128), 0, tmp_path / "cache").shape == (4, 128)
