@@ -19,7 +19,8 @@ in the result, each with its device, so that the benchmark goes on where it was 
 | `perplexity`, `accuracy` | by setting and source, with `_deviation`; `all` is the geometric mean of the texts |
 | `winner` | by setting, the source of the lowest geometric mean of perplexities, and of the highest accuracy |
 | `self_filtered_less` | accuracy of filtered text of the model's own less that of each common source, paired by draw, |
-| | mean over the settings and draws of a part; the standard error is that over draws, in points |
+| | mean over the settings and draws of a part; the standard error is that over draws, in points; the logarithm of |
+| | perplexity likewise, of both texts and (`elsewhere`) of the one that is not of the other source's kind |
 | `generation` | tokens a second, of a batch and of one sequence at a time, and minutes for 128 x 512 tokens |
 """
 
@@ -51,7 +52,8 @@ C4, WIKIPEDIA = str(DATA / "text" / "c4.jsonl"), str(DATA / "text" / "wikipedia.
 WIKITEXT = str(DATA / "text" / "wikitext2.train-first1mb.txt")
 FILTERED = Filters(perplexity=0.2)
 OWN = ((SELF, 1.0),)
-COMMON = ("c4", "wikipedia", "wikitext2")
+# Common sources, and which text is not of their kind.
+COMMON = {"c4": "wikitext2_test", "wikipedia": "c4_held_out", "wikitext2": "c4_held_out"}
 SOURCES = {
     "c4": Calibration(((C4, 1.0),)),
     "wikipedia": Calibration(((WIKIPEDIA, 1.0),)),
@@ -185,15 +187,23 @@ def _less(rows: Sequence[Row], other: str) -> dict[str, list[float]]:
         values.setdefault((row["setting"], row["source"]), {})[row["draw"]] = row
     points: dict[int, list[float]] = {}  # by draw, of all settings: those of one draw share its calibration sets
     logs: dict[int, list[float]] = {}
+    elsewhere: dict[int, list[float]] = {}
+    apart = COMMON[other]
     for (setting, source), own in values.items():
         theirs = values.get((setting, other), {})
         for draw in own if source == "self_filtered" else ():
             if draw in theirs:
                 points.setdefault(draw, []).append(100 * (own[draw]["accuracy"] - theirs[draw]["accuracy"]))
                 logs.setdefault(draw, []).append(_log(own[draw]) - _log(theirs[draw]))
+                ratio = own[draw]["perplexity"][apart] / theirs[draw]["perplexity"][apart]
+                elsewhere.setdefault(draw, []).append(float(np.log(ratio)))
     if len(points) < 2:
         return {}  # nothing to tell an error from
-    return {"accuracy_points": _mean_and_error(points), "log_perplexity": _mean_and_error(logs)}
+    return {
+        "accuracy_points": _mean_and_error(points),
+        "log_perplexity": _mean_and_error(logs),
+        "log_perplexity_elsewhere": _mean_and_error(elsewhere),
+    }
 
 
 def _log(row: Row) -> float:

@@ -30,6 +30,9 @@ COMMANDS = (
     "report",
     "export",
     "generate",
+    "recover",
+    "merge",
+    "draft",
     "calibrate",
 )
 GROUPS = {"study": ("calibration",)}

@@ -26,7 +26,7 @@ from space import Architecture, SettingError, cost_of
 from tests.conftest import SMALL_RUN
 from tests.evaluator.pieces import make_evaluator
 
-PARTS = ("architecture", "target", "record", "card")  # of what an exporter is given, the model left out
+PARTS = ("model", "in_memory", "target", "record", "card")  # of what an exporter is given
 AGAINST = ["weight_bytes", "kv_cache_bytes_per_token"]
 QUICK = {"slopes": False, "guided_pairs": 1, "random_pairs": 13, "profile_pairs": 10}
 TOKENS = 124  # of the search text: 4 sequences of 31 predicted tokens
@@ -176,11 +176,14 @@ def test_the_report_shows_the_set(finished):
 def test_another_member_is_exported_by_its_fingerprint(finished, monkeypatch):
     folder, best = finished
     written = {}
-    monkeypatch.setitem(FORMATS, "huggingface", lambda dense, *told: written.update(zip(PARTS, told, strict=True)))
+    monkeypatch.setitem(FORMATS, "huggingface", lambda *told: written.update(zip(PARTS, told, strict=True)))
     other = next(each for each in best["pareto"]["members"] if each["fingerprint"] != best["fingerprint"])
     target = export_best(folder, member=other["fingerprint"])
     assert target == folder / f"export-{other['fingerprint']}"
-    assert written["architecture"].to_dict() == written["record"]["architecture"] == other["architecture"]
+    assert written["record"]["architecture"] == other["architecture"]
+    kept = Architecture.from_dict(other["architecture"]).layers
+    widths = [each["mlp_width"] for each in written["model"].config.pruning["layers"]]
+    assert widths == [each.mlp_width for each in kept]
     assert written["target"] == target
     assert written["record"]["cost"] == other["cost"]
     assert f"{other['measured']['validate']['perplexity']:.2f}" in written["card"]
