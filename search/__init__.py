@@ -7,16 +7,28 @@ the predictor never loads torch.
 from typing import Any
 
 _HOMES = {
+    "RecoverySettings": "search.recovery_data",
     "RunConfig": "search.config",
     "RunFolder": "search.folder",
     "export_best": "search.export.best",
     "generate_text": "search.export.best",
     "load_config": "search.config",
     "open_sliders": "search.sliders",
+    "recover": "search.recovery",
     "run_search": "search.run",
 }
 
-__all__ = ["RunConfig", "RunFolder", "export_best", "generate_text", "load_config", "open_sliders", "run_search"]
+__all__ = [
+    "RecoverySettings",
+    "RunConfig",
+    "RunFolder",
+    "export_best",
+    "generate_text",
+    "load_config",
+    "open_sliders",
+    "recover",
+    "run_search",
+]
 
 
 def __getattr__(name: str) -> Any:
