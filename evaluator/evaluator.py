@@ -108,17 +108,17 @@ class Evaluator:
             criterion: to prune by, which needs all that criteria of `pruning_by` will need of the statistics.
             progress: told 1 after each layer.
         """
-        own = self.texts, self.criterion, self.surgeon, self._held
+        own = self.texts, self.criterion, self.surgeon, self._held, self._recovering
         self.surgeon.restore()
         try:
             self.texts = replace(own[0], tokens={**own[0].tokens, "calibrate": tokens})
-            self.criterion, self._held = criterion, None
+            self.criterion, self._held, self._recovering = criterion, None, None
             self._held = calibrate(self.dense, self.texts, criterion, None, progress)
             self.surgeon = self._surgeon()
             yield
         finally:
             self.surgeon.restore()
-            self.texts, self.criterion, self.surgeon, self._held = own
+            self.texts, self.criterion, self.surgeon, self._held, self._recovering = own
 
     def protocol(self, split: str) -> Protocol:
         """Return the protocol of measurements on a split."""

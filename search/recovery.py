@@ -9,12 +9,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from evaluator import DenseModel, difference, open_model
+from evaluator import DenseModel, difference, hash_weights, open_model
 from evaluator.accuracy import Reference, make_reference
 from evaluator.builtin import cache_folder
 from evaluator.measurement import Measurement
@@ -79,6 +80,7 @@ def recover(
             reference = make_reference(dense, report[0])
             before = measure_student(student, reference, report[1], "none")
         told = train(student, dense, learned, settings.recipe, beside, reporter)
+        student = replace(student, weights_hash=hash_weights(student.model))
         found = _described(settings, learned, told)
         if reference is not None and before is not None and report is not None:
             found["measured"] = _compared(student, reference, before, report[1], dense)

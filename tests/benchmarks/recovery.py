@@ -20,7 +20,8 @@ in the result, so that the benchmark goes on where it was stopped; trained model
 | `retained` | mean accuracy as a share of the dense model's, and its standard error over items; with its parts |
 | `less` | points of mean accuracy of one variant less another, paired by items, and the standard error |
 | `acceptance_rate`, `mean_accepted_length` | of drafts, by variant, each with its standard error over prompts |
-| `kendall_tau_before_after` | of the KL before and after, over all, and over each kind of architecture |
+| `kendall_tau_before_after` | of the KL before and after, over all, and over each kind of architecture; each with its |
+| | standard error, by leaving out one architecture after the other |
 """
 
 import argparse
@@ -112,7 +113,7 @@ def main() -> None:
             bench.row(f"draft {variant}", lambda variant=variant: bench.draft(variant))
     if "ranking" in parts:
         bench.row("ranking", bench.ranking)
-    finish("recovery", figures_of(bench.rows), {"seed": options.seed, "rows": bench.rows}, options.quick)
+    bench.finish()
 
 
 class _Bench:
@@ -123,7 +124,9 @@ class _Bench:
         folder.mkdir(parents=True, exist_ok=True)
         self.dense = open_dense(options.quick, options.device)
         file = RESULTS / "recovery.json"
-        self.rows: dict[str, Any] = {} if self.quick or not file.exists() else json.loads(file.read_text())["rows"]
+        found = {} if self.quick or not file.exists() else json.loads(file.read_text())
+        self._seeds: dict[str, dict[str, Any]] = found.get("rows", {})
+        self.rows = self._seeds.setdefault(str(self.seed), {})
         length, report = (64, 4) if self.quick else (LENGTH, REPORT)
         text = tokenise(self.dense, str(DATA / "text" / "wikitext2.test.txt"))
         self.text = text[: report * length].view(report, length)
@@ -143,7 +146,11 @@ class _Bench:
             self.rows[name] = {**make(), "commit": commit(), "device": device_name(self.dense)}
             print(f"{name}: {json.dumps({k: v for k, v in self.rows[name].items() if k != 'right'})[:400]}", flush=True)
             if not self.quick:
-                finish("recovery", figures_of(self.rows), {"seed": self.seed, "rows": self.rows}, False)
+                self.finish()
+
+    def finish(self) -> None:
+        """Keep the rows of all seeds and print the figures of this one."""
+        finish("recovery", figures_of(self.rows), {"seed": self.seed, "rows": self._seeds}, self.quick)
 
     def model(self, name: str) -> DenseModel:
         """Return a model of the table, made now or before."""
@@ -210,6 +217,7 @@ class _Bench:
             "perplexity": round(measured.perplexity, 3),
             "perplexity_standard_error": round(measured.perplexity_standard_error, 3),
             "kl": round(measured.kl, 4),
+            "kl_standard_error": round(measured.kl_standard_error, 4),
             "accuracy": {task: round(float(np.mean(own)), 4) for task, own in right.items()},
             "gsm8k_answer_nll": round(Objective(model).mean(samples, 1024), 4),
             "parameters": sum(weight.numel() for weight in model.model.parameters()),
@@ -243,8 +251,8 @@ def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
             figures["retained"][name] = {
                 "accuracy": [round(1 + less / whole, 4), round(error / whole, 4)],
                 "parts": row["accuracy"],
-                "perplexity": row["perplexity"],
-                "kl": row["kl"],
+                "perplexity": [row["perplexity"], row["perplexity_standard_error"]],
+                "kl": [row["kl"], row["kl_standard_error"]],
             }
     for one, other in (
         ("blocks_self", "blocks_given"),

@@ -79,10 +79,7 @@ def ranking(dense: DenseModel, folder: Path, like: Architecture, seed: int, quic
         places = {"all": slice(None)}
     best = int(kl["before"].argmin())
     return {
-        "kendall_tau": {
-            name: round(float(kendalltau(kl["before"][own], kl["after"][own]).statistic), 4)
-            for name, own in places.items()
-        },
+        "kendall_tau": {name: _tau_and_error(kl["before"][own], kl["after"][own]) for name, own in places.items()},
         "recovery": str(recipe),
         "kl": {name: values.round(4).tolist() for name, values in kl.items()},
         "kl_standard_error": {
@@ -91,6 +88,14 @@ def ranking(dense: DenseModel, folder: Path, like: Architecture, seed: int, quic
         "best_before_is_after": int((kl["after"] < kl["after"][best]).sum()) + 1,
         "architectures": [architecture.fingerprint for architecture in everyone],
     }
+
+
+def _tau_and_error(before: np.ndarray, after: np.ndarray) -> list[float]:
+    """Return Kendall's tau and its standard error by the jackknife over architectures."""
+    count = len(before)
+    without = [kendalltau(np.delete(before, i), np.delete(after, i)).statistic for i in range(count)]
+    error = np.sqrt((count - 1) * np.var(without))
+    return [round(float(kendalltau(before, after).statistic), 4), round(float(error), 4)]
 
 
 def _drawn(dense: DenseModel, like: Architecture, seed: int, quick: bool, blocks: bool) -> list[Architecture]:

@@ -10,7 +10,7 @@ from evaluator.recovery.short import ShortRecipe, ShortRecovery
 from evaluator.standalone import standalone
 from space import Architecture, SettingError
 from tests.evaluator.pieces import logits_of, make_evaluator, mixed, random_texts
-from tests.pico import PICOS, save_pico_of
+from tests.pico import PICOS, pico_tokens, save_pico_of
 
 RECIPE = ShortRecipe(steps=8, step_tokens=64, rank=4, learning_rate=1e-2)
 
@@ -45,6 +45,25 @@ def test_a_recovery_is_the_same_whatever_was_measured_before(pico, tmp_path):
     second = make_evaluator(pico, tmp_path / "second", texts, recovery=RECIPE)
     [alone] = second.measure([mixed(pico)], "validate", "test")
     assert after_others.kl_blocks == alone.kl_blocks
+
+
+def test_it_learns_from_the_calibration_set_of_the_moment(pico, pico_folder, tmp_path):
+    texts, other = random_texts(8), pico_tokens(8, 32, 77)
+    judge = make_evaluator(pico, tmp_path / "first", texts, recovery=RECIPE)
+    [before] = judge.measure([mixed(pico)], "validate", "test")
+    with judge.calibrated_on(other, judge.criterion):
+        [meanwhile] = judge.measure([mixed(pico)], "validate", "test")
+    moved = replace(texts, tokens={**texts.tokens, "calibrate": other})
+    again = open_model(str(pico_folder), dtype="float32")
+    [alone] = make_evaluator(again, tmp_path / "second", moved, recovery=RECIPE).measure(
+        [mixed(pico)], "validate", "test"
+    )
+    assert meanwhile.kl_blocks == alone.kl_blocks != before.kl_blocks
+    # And back to its own afterwards: of an architecture that it has not measured yet.
+    other_one = mixed(pico).replace(4, mlp_width=24)
+    fresh = make_evaluator(open_model(str(pico_folder), dtype="float32"), tmp_path / "third", texts, recovery=RECIPE)
+    [own], [expected] = (each.measure([other_one], "validate", "test") for each in (judge, fresh))
+    assert own.kl_blocks == expected.kl_blocks
 
 
 def test_it_counts_in_the_cost(pico, tmp_path):
