@@ -1,11 +1,12 @@
 """Drawing tokens: documents of one size, all at once, by transformers' generation with a cache of keys and values."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -70,29 +71,33 @@ def decode(
     rows = [[0] * (longest - len(prompt)) + begin + prompt for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(begin + prompt) for prompt in prompts]
     model: Any = dense.model
-    head = model.get_output_embeddings()
-    # Of a slice that is not contiguous, the projection would be copied for each document.
-    contiguous = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    try:
-        with torch.inference_mode():
-            tokens = model.generate(
-                torch.tensor(rows, device=dense.model.device),
-                attention_mask=torch.tensor(mask, device=dense.model.device),
-                max_new_tokens=size - shortest,
-                min_new_tokens=size - shortest,
-                eos_token_id=None,  # what follows the end of one text is the next text, packed as in training
-                pad_token_id=dense.tokenizer.eos_token_id or 0,
-                do_sample=False,  # but among what the processors leave,
-                repetition_penalty=1.0,  # which the model's own settings must not add to
-                logits_processor=_processors(sampling, seed),
-                stopping_criteria=StoppingCriteriaList([_Watch(progress)]),
-            )
-    finally:
-        contiguous.remove()
+    with torch.inference_mode(), contiguous_inputs(model.get_output_embeddings()):
+        tokens = model.generate(
+            torch.tensor(rows, device=dense.model.device),
+            attention_mask=torch.tensor(mask, device=dense.model.device),
+            max_new_tokens=size - shortest,
+            min_new_tokens=size - shortest,
+            eos_token_id=None,  # what follows the end of one text is the next text, packed as in training
+            pad_token_id=dense.tokenizer.eos_token_id or 0,
+            do_sample=False,  # but among what the processors leave,
+            repetition_penalty=1.0,  # which the model's own settings must not add to
+            logits_processor=_processors(sampling, seed),
+            stopping_criteria=StoppingCriteriaList([_Watch(progress)]),
+        )
     assert isinstance(tokens, Tensor)
     progress(len(prompts) * shortest)  # that were not to be written
     firsts = [longest - len(prompt) + len(begin) for prompt in prompts]
     return torch.stack([row[first : first + size] for row, first in zip(tokens.cpu(), firsts, strict=True)])
+
+
+@contextlib.contextmanager
+def contiguous_inputs(head: nn.Module) -> Iterator[None]:
+    """Lay a projection's inputs in a row for a while: of a slice, it would be copied for each document."""
+    handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_positions(dense: DenseModel, size: int, more: int) -> None:

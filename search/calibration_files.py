@@ -4,7 +4,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +19,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evaluator import PACKAGED_MODELS, Calibration, CalibrationSet, DenseModel, gather_set, open_model
 from evaluator.checkpoint import quiet_transformers
-from search.folder import RunFolder
 from search.progress import Reporter
+from search.scratch import kept_beside
 from space import SettingError, TextError
 
 _ASKED = "asked"  # in the record, beside what it tells people
@@ -113,25 +113,13 @@ def make_set(file: Path, wish: Wish, dense: DenseModel, reporter: Reporter) -> C
     """
     total = wish.recipe.tokens_to_write(wish.sequences, wish.length)
     writing = reporter.stage("Writing text", total, "tokens") if total else nullcontext(lambda _: None)
-    with _kept_beside(file) as cache:
+    with kept_beside(file.with_name(f".{file.stem}-generated")) as cache:
         with writing as advance:
             made = gather_set(dense, wish.recipe, wish.sequences, wish.length, wish.seed, cache, advance, judged=True)
         made = replace(made, record={**made.record, _ASKED: wish.fingerprint(dense)})
         made.save(file)
         shutil.rmtree(cache)
     return made
-
-
-@contextmanager
-def _kept_beside(file: Path) -> Iterator[Path]:
-    """Yield a folder for what is written, for this process alone; one that stays empty is taken away again."""
-    cache = file.with_name(f".{file.stem}-generated")
-    with RunFolder(cache).locked():
-        try:
-            yield cache
-        finally:
-            if not any(cache.glob("*.safetensors")):
-                shutil.rmtree(cache, ignore_errors=True)
 
 
 def beginnings(tokens: Tensor, tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:

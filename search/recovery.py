@@ -7,8 +7,6 @@ The dense model takes part where it writes text, rewrites answers, is distilled 
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +27,7 @@ from search.export.best import export_best
 from search.folder import RunFolder
 from search.progress import Reporter
 from search.recovery_data import Learned, RecoverySettings, gather_samples
+from search.scratch import kept_beside
 from space import ExportError, ModelError, SettingError, TextError
 
 _REPORT_SEQUENCES = 32
@@ -68,7 +67,7 @@ def recover(
     folder, target = _places(Path(source), out)
     check_target(target)
     student = open_student(folder, device=device)
-    with _kept_beside(target) as beside:
+    with kept_beside(target.with_name(f".{target.name}.training")) as beside:
         record = record_of(folder)
         dense = _dense_of(student, record, dense_name, settings, device)
         report = _report_text(Path(source), settings, student)
@@ -115,18 +114,6 @@ def check_target(target: Path) -> None:
             f"A model must go to a new folder or replace an export of ours, but {str(target)!r} holds something else; "
             "choose another with --out."
         )
-
-
-@contextmanager
-def _kept_beside(target: Path) -> Iterator[Path]:
-    """Yield a folder for checkpoints, for this process alone; one without any is taken away again."""
-    beside = target.with_name(f".{target.name}.training")
-    with RunFolder(beside).locked():
-        try:
-            yield beside
-        finally:
-            if not any(beside.glob("*.safetensors")):
-                shutil.rmtree(beside, ignore_errors=True)
 
 
 def record_of(folder: Path) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class LatencyConfig(Settings):
 class RecoveryConfig(Settings):
     """What is done before a model is measured to choose by: a few steps of distillation on the calibration set.
 
-    Twenty steps cost as much as some ten measurements, and the search then aims at the recovered model.
+    Twenty steps cost as much as fifteen measurements on the default text; the search then aims at the recovered model.
     """
 
     steps: int = Field(0, ge=0)  # 0 measures models as they are pruned

@@ -88,9 +88,14 @@ class Recipe:
             if not good:
                 raise SettingError(f"{name} of a recovery must be {rule}, but is {getattr(self, name)}; change it.")
 
+    @property
+    def highest_rate(self) -> float:
+        """The learning rate at its highest, the one that None stands for included."""
+        return self.learning_rate or (_ADDITIONS_RATE if self.rank else _WHOLE_RATE)
+
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, the first being 0."""
-        highest = self.learning_rate or (_ADDITIONS_RATE if self.rank else _WHOLE_RATE)
+        highest = self.highest_rate
         rising = max(1, round(self.warmup * self.steps))
         if step < rising:
             return highest * (step + 1) / rising
@@ -98,8 +103,8 @@ class Recipe:
         return highest * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, the learning rate that None stands for included."""
-        return {**asdict(self), "learning_rate": self.learning_rate or (_ADDITIONS_RATE if self.rank else _WHOLE_RATE)}
+        """Return plain values for JSON."""
+        return {**asdict(self), "learning_rate": self.highest_rate}
 
 
 @dataclass(frozen=True)
@@ -182,12 +187,12 @@ class _Training:
         key = _key(student, samples, held_out, recipe)  # of the weights as they are before anything is added to them
         self._file = folder / f"{key}.safetensors" if folder else None
         self._batches = schedule(samples, recipe.step_tokens, recipe.steps, recipe.seed)
-        self._share = recipe.distillation, recipe.temperature
-        Objective(student, teacher, *self._share)  # refuses before the model is changed
+        aims = student, teacher, recipe.distillation, recipe.temperature
+        Objective(*aims)  # refuses before the model is changed
         self.trainable = Trainable(student, recipe.rank, recipe.scale, recipe.seed)
         if not self.trainable.weights:
             raise SettingError(f"A model must have a projection to train, but {student.name} has none left; keep some.")
-        self._objective = Objective(student, teacher, *self._share, self.trainable.autocast)
+        self._objective = Objective(*aims, self.trainable.autocast)
         self._optimizer = torch.optim.AdamW(self.trainable.weights.values(), weight_decay=recipe.weight_decay)
         self._state = Checkpoint()
         self._best: dict[str, Tensor] = {}

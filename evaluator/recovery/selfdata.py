@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from evaluator.checkpoint import DenseModel
-from evaluator.decoding import Draw, Progress
+from evaluator.decoding import Draw, Progress, contiguous_inputs
 from evaluator.generation import BATCH_TOKENS
 from evaluator.recovery.answers import CALCULATION, LAST_LINE, MARK, Reason, judge
 from evaluator.recovery.examples import Example, encode_prompt
@@ -224,23 +224,18 @@ def _decode(
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     drawing = LogitsProcessorList([TemperatureLogitsWarper(temperature), Draw(seed)] if temperature else [])
     model: Any = dense.model
-    # As in `evaluator.decoding.decode`: of a slice that is not contiguous, the projection would be copied for each row.
-    contiguous = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    try:
-        with torch.inference_mode():
-            tokens = model.generate(
-                torch.tensor(rows, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                max_new_tokens=most_tokens,
-                eos_token_id=ends or None,
-                pad_token_id=ends[0] if ends else 0,
-                do_sample=False,  # but among what the processors leave,
-                repetition_penalty=1.0,  # which the model's own settings must not add to
-                logits_processor=drawing,
-                stopping_criteria=StoppingCriteriaList([watch]),
-            )
-    finally:
-        contiguous.remove()
+    with torch.inference_mode(), contiguous_inputs(model.get_output_embeddings()):
+        tokens = model.generate(
+            torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            max_new_tokens=most_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+            do_sample=False,  # but among what the processors leave,
+            repetition_penalty=1.0,  # which the model's own settings must not add to
+            logits_processor=drawing,
+            stopping_criteria=StoppingCriteriaList([watch]),
+        )
     assert isinstance(tokens, Tensor)
     return tokens[:, width:].cpu().contiguous()
 

@@ -98,7 +98,7 @@ def _with_additions(student: DenseModel, paths: list[str], rank: int, scale: flo
     """Return the model with additions to its projections."""
     settings = LoraConfig(
         r=rank,
-        lora_alpha=scale * rank,  # type: ignore[arg-type]  # a whole number for no reason
+        lora_alpha=scale * rank,  # type: ignore[arg-type]  # peft says int, and divides it by the rank
         target_modules=paths,
         fan_in_fan_out=student.layout.record.orientation == "in_out",
         task_type="CAUSAL_LM",
