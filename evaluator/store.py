@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
 
 from evaluator.measurement import Measurement, Protocol
 from evaluator.slopes import Slopes
@@ -80,6 +81,8 @@ _claims = sa.Table(
 )
 # After so long a claim of another machine is taken for forgotten; one of this machine ends with its process.
 _FORGOTTEN_SECONDS = 600.0
+# How long one waits for another process's transaction; SQLite's own five seconds are short on a slow, busy disk.
+_PATIENCE_SECONDS = 60.0
 Claimed = Literal["pair", "slopes"]
 
 
@@ -104,7 +107,7 @@ class PairStore:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._engine = sa.create_engine(f"sqlite:///{file}")
+        self._engine = sa.create_engine(f"sqlite:///{file}", connect_args={"timeout": _PATIENCE_SECONDS})
         try:
             with self._engine.begin() as connection:
                 self._open(connection)
@@ -147,24 +150,18 @@ class PairStore:
         """Keep a pair. A pair that is there already stays as it is."""
         values = {name: value for name, value in asdict(measurement).items() if name in _pairs.c}
         values |= {name: np.asarray(values[name], _BLOCKS).tobytes() for name in ("nll_blocks", "kl_blocks")}
-        try:
-            with self._engine.begin() as connection:
-                known = sa.select(_protocols.c.fingerprint).where(_protocols.c.fingerprint == protocol.fingerprint)
-                if connection.execute(known).first() is None:
-                    row = {"fingerprint": protocol.fingerprint, "content": protocol.to_json()}
-                    connection.execute(_protocols.insert().values(row))
-                connection.execute(
-                    _pairs.insert().values(
-                        fingerprint=architecture.fingerprint,
-                        origin=origin,
-                        architecture=architecture.to_json(),
-                        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                        **values,
-                    )
-                )
-        except sa.exc.IntegrityError:
-            if self.find(architecture, protocol) is None:
-                raise
+        # Another process may add the same protocol or the same pair at this moment: whoever comes second adds nothing.
+        known = {"fingerprint": protocol.fingerprint, "content": protocol.to_json()}
+        pair = insert(_pairs).values(
+            fingerprint=architecture.fingerprint,
+            origin=origin,
+            architecture=architecture.to_json(),
+            measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            **values,
+        )
+        with self._engine.begin() as connection:
+            connection.execute(insert(_protocols).values(known).on_conflict_do_nothing())
+            connection.execute(pair.on_conflict_do_nothing())
 
     def claim(self, architecture: Architecture, protocol: Protocol, what: Claimed = "pair") -> bool:
         """Say that this process measures an architecture now, so that no other does; false if another said so before.
@@ -174,7 +171,7 @@ class PairStore:
         key = _claim_key(architecture, protocol, what)
         mine = {"owner": this_process(), "claimed_at": time.time()}
         with self._engine.begin() as connection:
-            if connection.execute(_claims.insert().prefix_with("OR IGNORE").values(**key, **mine)).rowcount:
+            if connection.execute(insert(_claims).values(**key, **mine).on_conflict_do_nothing()).rowcount:
                 return True
             held = connection.execute(sa.select(_claims).filter_by(**key)).one_or_none()
             if held is None or (held.owner != mine["owner"] and not is_forgotten(held.owner, held.claimed_at)):
@@ -220,7 +217,7 @@ class PairStore:
             "wall_seconds": wall_seconds,
         }
         with self._engine.begin() as connection:
-            connection.execute(_slopes.insert().prefix_with("OR IGNORE").values(row))
+            connection.execute(insert(_slopes).values(row).on_conflict_do_nothing())
 
     def slopes(self, protocol: str) -> list[Slopes]:
         """Return all slopes under a protocol (its fingerprint), in the order in which they were taken."""
@@ -239,7 +236,7 @@ class PairStore:
         """Keep a stream. One that is there already stays as it is."""
         row = {"protocol": protocol.fingerprint, "content": json.dumps(asdict(stream))}
         with self._engine.begin() as connection:
-            connection.execute(_streams.insert().prefix_with("OR IGNORE").values(row))
+            connection.execute(insert(_streams).values(row).on_conflict_do_nothing())
 
     def pairs(self, protocol: str, origins: Sequence[str] | None = None) -> list[Pair]:
         """Return the pairs of a protocol (its fingerprint) in the order they were measured."""

@@ -4,6 +4,7 @@ import sqlite3
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from evaluator import Measurement, PairStore, Protocol
 from space import Architecture, LayerArchitecture, RunFolderError
@@ -45,6 +46,21 @@ def test_the_file_itself_refuses_a_second_pair(tmp_path):
         columns += "agreement, tokens, wall_seconds, nll_blocks, kl_blocks, measured_at"
         with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
             connection.execute(f"INSERT INTO pairs ({columns}) SELECT {columns} FROM pairs")
+
+
+def test_a_protocol_that_another_process_adds_at_the_same_moment_harms_nothing(tmp_path):
+    store, other = PairStore(tmp_path / "pairs.db"), PairStore(tmp_path / "pairs.db")
+    wider = ARCHITECTURE.replace(0, mlp_width=8)
+
+    def come_first(connection, cursor, statement, *rest):
+        if statement.startswith("INSERT INTO protocols"):
+            other.add(wider, measurement(0.2), PROTOCOL, "user")
+
+    sa.event.listen(store._engine, "before_cursor_execute", come_first)
+    store.add(ARCHITECTURE, measurement(0.1), PROTOCOL, "user")
+    assert {pair.measurement.kl for pair in store.pairs(PROTOCOL.fingerprint)} == {0.1, 0.2}
+    store.close()
+    other.close()
 
 
 def test_two_protocols_are_kept_apart(tmp_path):
