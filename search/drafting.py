@@ -12,8 +12,9 @@ from evaluator.recovery.examples import check_same_tokenizer, encode_prompt, rea
 from evaluator.recovery.student import open_student
 from evaluator.sources import is_hub, tokenise
 from search.environment import describe_environment
+from search.export.place import record_of
 from search.progress import Reporter
-from search.recovery import dtype_name, record_of
+from search.recovery import dtype_name
 from space import SettingError, TextError
 
 _BEGINNING = 64  # tokens of a text that are continued

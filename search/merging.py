@@ -8,7 +8,7 @@ from evaluator.recovery.merge import average, slerp
 from evaluator.recovery.student import open_student
 from search.environment import describe_environment
 from search.export import huggingface
-from search.recovery import check_target, record_of
+from search.export.place import check_target, record_of
 from space import ModelError, SettingError
 
 METHODS = ("slerp", "average")
@@ -54,8 +54,7 @@ def merge_folders(
     }
     record = {**record, "merged": merged, "environment": describe_environment(into)}
     record.pop("recovery", None)  # of the first alone
-    card = f"# A merged model\n\n{method} of {', '.join(folder.resolve().name for folder in folders)}.\n"
-    huggingface.write_folder(into.model, into, out, record, card)
+    huggingface.write_folder(into.model, into, out, record)
     return out
 
 

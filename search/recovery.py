@@ -5,7 +5,6 @@
 The dense model takes part where it writes text, rewrites answers, is distilled from, or is measured against.
 """
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +23,12 @@ from evaluator.sources import named, tokenise
 from search.environment import describe_environment
 from search.export import huggingface
 from search.export.best import export_best
+from search.export.place import check_target, record_of
 from search.folder import RunFolder
 from search.progress import Reporter
 from search.recovery_data import Learned, RecoverySettings, gather_samples
 from search.scratch import kept_beside
-from space import ExportError, ModelError, SettingError, TextError
+from space import ModelError, SettingError, TextError
 
 _REPORT_SEQUENCES = 32
 
@@ -85,10 +85,10 @@ def recover(
             found["measured"] = _compared(student, reference, before, report[1], dense)
         record = {**record, "recovery": found, "environment": describe_environment(student)}
         with reporter.stage("Exporting", 1, "models") as advance:
-            huggingface.write_folder(student.model, student, target, record, _card(folder, found))
+            huggingface.write_folder(student.model, student, target, record)
             advance(1)
         shutil.rmtree(beside)
-    return {"folder": str(target), **record}
+    return {"folder": str(target), **record_of(target)}
 
 
 def _places(source: Path, out: Path | None) -> tuple[Path, Path]:
@@ -101,31 +101,6 @@ def _places(source: Path, out: Path | None) -> tuple[Path, Path]:
     if not (run.export / "config.json").is_file():
         export_best(source)
     return run.export, out or run.path / "recovered"
-
-
-def check_target(target: Path) -> None:
-    """Check that a model can go to a folder, before there is any work.
-
-    Raises:
-        ExportError: the folder holds something else than an export of ours.
-    """
-    if target.exists() and not (target / huggingface.MARK).exists():
-        raise ExportError(
-            f"A model must go to a new folder or replace an export of ours, but {str(target)!r} holds something else; "
-            "choose another with --out."
-        )
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    """Return what an export says of itself; nothing of another model's folder."""
-    file = folder / huggingface.MARK
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(f"{file.name} of an export must be intact JSON, but {str(file)!r} is not; export it anew.")
-    return found
 
 
 def _dense_of(
@@ -219,33 +194,3 @@ def _compared(
         "after": after.to_dict(),
         "less": difference(after, before, same_text=True).to_dict(),
     }
-
-
-def _card(folder: Path, found: dict[str, Any]) -> str:
-    """Return the card of the model that was recovered, with what recovery did."""
-    file = folder / "README.md"
-    card = file.read_text(encoding="utf-8") if file.exists() else "# A pruned model\n"
-    recipe = found["recipe"]
-    how = f"low-rank additions of rank {recipe['rank']}" if recipe["rank"] else "all weights"
-    lines = [
-        "",
-        "## Recovery",
-        "",
-        f"Fine-tuned for {found['steps']} steps of about {recipe['step_tokens']} tokens ({how}, learning rate "
-        f"{recipe['learning_rate']:g}, {recipe['distillation']:.0%} of the loss distilled from the dense model); the "
-        f"weights are those of step {found['best_step']}.",
-    ]
-    if "measured" in found:
-        measured = found["measured"]
-        lines += [
-            "",
-            f"| perplexity ({measured['text']}) | dense | pruned | recovered |",
-            "| --- | --- | --- | --- |",
-            "| | "
-            + " | ".join(
-                f"{measured[name]['perplexity']:.2f} ± {measured[name]['perplexity_standard_error']:.2f}"
-                for name in ("dense", "before", "after")
-            )
-            + " |",
-        ]
-    return card.rstrip("\n") + "\n" + "\n".join(lines) + "\n"

@@ -145,7 +145,7 @@ def _write(run: Run, found: Found, started: float) -> dict[str, Any]:
         time.perf_counter() - started,
         describe_environment(run.evaluator.dense, run.agreement),
     )
-    export_installed(run.evaluator, best, run.folder.export)
+    export_installed(run.evaluator, best, run.config, run.folder.export)
     write_report(run.folder.path, best, pair_rows(run.pairs, run.space, predictor))
     # Last, since its presence says that the run is finished.
     write_json(run.folder.best_file, best)

@@ -74,9 +74,11 @@ PICOS: dict[str, dict] = {
 }
 
 
-def save_pico_of(kind: str, folder: Path, seed: int = 0) -> Path:
-    """Write a tiny random model of a row of `PICOS` with its tokenizer into a folder."""
-    values = {**_SIZES, **PICOS[kind]}
+def save_pico_of(kind: str, folder: Path, seed: int = 0, tokenizer=None, **changes) -> Path:
+    """Write a tiny random model of a row of `PICOS` with a tokenizer, its own or another, into a folder."""
+    values = {**_SIZES, **PICOS[kind], **changes}
+    if tokenizer is not None:
+        values["vocab_size"] = len(tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind.split()[0]](**values))
@@ -84,8 +86,23 @@ def save_pico_of(kind: str, folder: Path, seed: int = 0) -> Path:
             if weight.dim() == 1:  # norms and biases start as ones and zeros, which would hide what is done to them
                 weight.data += 0.2 * torch.randn_like(weight)
     model.save_pretrained(folder)
-    pico_tokenizer().save_pretrained(folder)
+    (tokenizer or pico_tokenizer()).save_pretrained(folder)
     return folder
+
+
+def byte_level_tokenizer(pre_tokenizer=None, text: str = SENTENCE) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer trained on a text, that cuts it into words as GPT-2 does or as given."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
 def pico_tokenizer() -> PreTrainedTokenizerFast:

@@ -74,23 +74,52 @@ def report(folder: RunArgument, as_json: Json = False) -> None:
 
 @app.command(epilog="Example: secateur export runs/smollm2-135m-parameters-0.8 --out my-pruned-model")
 def export(
-    folder: RunArgument,
-    format: Annotated[str, typer.Option(help="huggingface.")] = "huggingface",  # noqa: A002  the option's name
-    out: Annotated[Path | None, typer.Option(help="Folder to make; default export/ in the run folder.")] = None,
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_FOLDER", help="A run folder, or an export (also a recovered one)."),
+    ],
+    format: Annotated[  # noqa: A002  the option's name
+        str,
+        typer.Option(
+            help="huggingface: as small and fast as searched, in transformers. gguf: the same in llama.cpp, Ollama, LM "
+            "Studio (Llama, Mistral, Qwen2 and Qwen3). padded: for whatever reads the family's stock class; as big as "
+            "the widest layer makes it."
+        ),
+    ] = "huggingface",
+    type: Annotated[  # noqa: A002  the option's name
+        list[str] | None,
+        typer.Option(
+            help="Of GGUF files, repeatable: f32, f16 (default: no loss to speak of, every client), bf16, q8_0, q5_0, "
+            "q4_0; q6_k, q5_k_m and q4_k_m where llama.cpp is installed."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to make; default export/ (or export-FORMAT/) in the run folder, or beside a folder."),
+    ] = None,
     member: Annotated[
         str | None,
         typer.Option(help="Fingerprint of another member of the run's Pareto set; its folder is export-FINGERPRINT/."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a finished run's winner, or another member of its Pareto set.
+    """Export a finished run's winner, another member of its Pareto set, or an export in another format.
 
     A fresh process loads the export and checks that its logits are those of the model in memory, before it is kept.
     """
     from search.export.best import export_best
+    from search.export.llamacpp import INSTALL
+    from search.export.place import record_of
 
-    target = export_best(folder, format, out, member)
-    print_json({"export": str(target)}) if as_json else print(target)
+    target = export_best(source, format, out, member, type or ())
+    record = record_of(target)
+    checked = record["format"] != "gguf" or record["checks"]
+    if not checked:
+        print(f"secateur: not opened by llama.cpp, which is not installed here ({INSTALL}).", file=sys.stderr)
+    if as_json:
+        print_json({"export": str(target), "files": record["files"], "checked": bool(checked)})
+    else:
+        print(target)
 
 
 @app.command(epilog='Example: secateur generate runs/smollm2-135m-parameters-0.8/export "Once upon a time"')

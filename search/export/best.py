@@ -1,54 +1,92 @@
 """Exporting the winner of a run or another of its Pareto set, and hearing it speak."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from evaluator import Evaluator, standalone
+from evaluator import DenseModel, Evaluator, standalone
 from evaluator.checkpoint import quiet_transformers
-from search.export import huggingface
+from evaluator.recovery.student import open_student
+from search.config import RunConfig
+from search.export import gguf, huggingface, place
+from search.export.card import licence_of, record_of_run
+from search.export.place import record_of
 from search.folder import RunFolder
 from search.session import open_evaluator
 from space import Architecture, ModelError, SettingError
 
-FORMATS: dict[str, Callable[..., None]] = {"huggingface": huggingface.write_folder}
+Write = Callable[[PreTrainedModel, DenseModel, Path, Mapping[str, Any]], None]
+FORMATS: dict[str, Callable[..., None]] = {
+    "huggingface": huggingface.write_folder,
+    "padded": huggingface.write_padded,
+    "gguf": gguf.write_gguf,
+}
 
 
 def export_best(
-    run_folder: str | Path,
+    source: str | Path,
     format: str = "huggingface",  # noqa: A002  the house's name for it
     target: str | Path | None = None,
     member: str | None = None,
+    types: Sequence[str] = (),
 ) -> Path:
-    """Export the winner of a finished run, or another member of its Pareto set.
+    """Export the winner of a finished run, another member of its Pareto set, or a model that was exported before.
 
     Args:
-        run_folder: what `run_search` wrote.
+        source: what `run_search` wrote, or the folder of an export, recovered or not.
         format: a key of `FORMATS`.
-        target: folder to make; None takes export/ in the run folder, export-FINGERPRINT/ for a member.
+        target: folder to make; None takes export/ in the run folder (export-gguf/ of GGUF, export-FINGERPRINT/ of a
+            member), beside another folder its name with the format.
         member: fingerprint of a member of the Pareto set; None exports the winner.
+        types: of the files of a GGUF export, keys of `STORAGE_TYPES`; none of them takes f16.
 
     Returns:
         The folder.
 
     Raises:
-        SettingError: the format or the member is unknown.
+        SettingError: the format, the member or a type is unknown.
         RunFolderError: the run is not finished or is damaged.
-        ExportError: the target holds something else, or the export did not verify.
+        ModelError: the source is no run and holds no model.
+        ExportError: the target holds something else, the format has no such model, or the export did not verify.
     """
-    if format not in FORMATS:
-        raise SettingError(f"An export's format must be one of {', '.join(FORMATS)}, but is {format!r}; choose one.")
-    run = RunFolder(Path(run_folder))
+    write = _writer(format, types)
+    run = RunFolder(Path(source))
+    if not run.config_file.exists() and (run.path / "config.json").is_file():
+        return _export_again(run.path, format, write, Path(target) if target else None, member)
     best = run.best()
     if member is not None:
         best |= _member(best, member)
-    folder = Path(target) if target else run.export if member is None else run.export.with_name(f"export-{member}")
+    name = "export" + (f"-{member}" if member else "") + ("" if format == "huggingface" else f"-{format}")
+    folder = Path(target) if target else run.export.with_name(name)
+    place.check_target(folder)
     with run.locked(), open_evaluator(run) as judge:
-        export_installed(judge, best, folder, format)
+        export_installed(judge, best, run.config(), folder, write)
     return folder
+
+
+def _writer(format: str, types: Sequence[str]) -> Write:  # noqa: A002
+    if format not in FORMATS:
+        raise SettingError(f"An export's format must be one of {', '.join(FORMATS)}, but is {format!r}; choose one.")
+    if types and format != "gguf":
+        raise SettingError(f"--type is of GGUF files, but the format is {format}; leave it out, or add --format gguf.")
+    return partial(FORMATS[format], types=types) if types else FORMATS[format]
+
+
+def _export_again(folder: Path, format: str, write: Write, target: Path | None, member: str | None) -> Path:  # noqa: A002
+    """Bring a model that was exported before, or a recovered one, into another format."""
+    if member is not None:
+        raise SettingError(f"--member is of a run with a Pareto set, but {str(folder)!r} is a model; leave it out.")
+    named = folder if folder.name.strip(".") else folder.resolve()  # not where it is . or ..
+    target = target or named.with_name(f"{named.name}-{format}")
+    place.check_target(target)
+    student = open_student(folder)
+    record = {"licence": licence_of(str(folder)), "model": named.name, **record_of(folder)}
+    write(student.model, student, target, record)
+    return target
 
 
 def _member(best: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
@@ -59,46 +97,29 @@ def _member(best: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
         raise SettingError(
             f"--member must be a fingerprint of the run's Pareto set, but {fingerprint!r} is none: {known}."
         )
-    return {key: members[fingerprint][key] for key in ("fingerprint", "architecture", "cost", "measured")}
+    own = {key: members[fingerprint][key] for key in ("fingerprint", "architecture", "cost", "measured")}
+    return {**own, "predicted": None}
 
 
 def export_installed(
     judge: Evaluator,
-    best: dict[str, Any],
+    best: Mapping[str, Any],
+    config: RunConfig,
     folder: Path,
-    format: str = "huggingface",  # noqa: A002
+    write: Write = huggingface.write_folder,
 ) -> None:
-    """Export the architecture of a best.json with an evaluator that holds its model."""
+    """Export the architecture of a best.json with an evaluator that holds its model.
+
+    Args:
+        judge: the evaluator.
+        best: the content of best.json.
+        config: the run's settings.
+        folder: to make.
+        write: of the format.
+    """
     architecture = Architecture.from_dict(best["architecture"])
     judge.surgeon.install(architecture)
-    record = {key: best[key] for key in ("model", "weights_hash", "architecture", "cost", "measured", "environment")}
-    FORMATS[format](standalone(judge.dense, architecture), judge.dense, folder, record, _card(best))
-
-
-def _card(best: dict[str, Any]) -> str:
-    share = best["cost"]["parameters"] / best["dense_cost"]["parameters"]
-    # Members of a Pareto set that did not win were not measured on the report text.
-    split = "report" if "report" in best["measured"] else "validate"
-    measured = best["measured"][split]
-    dense = best["baselines"]["dense"]["measured"][split]
-    return f"""# {best["model"]}, pruned to {share:.1%} of its decoder's parameters
-
-Found by [Secateur](https://pypi.org/project/secateur/): an architecture search with an accuracy predictor.
-
-| | dense | this model |
-| --- | --- | --- |
-| decoder parameters | {best["dense_cost"]["parameters"]:,} | {best["cost"]["parameters"]:,} |
-| perplexity ({best["texts"][split]}) | {dense["perplexity"]:.2f} ± {dense["perplexity_standard_error"]:.2f} | \
-{measured["perplexity"]:.2f} ± {measured["perplexity_standard_error"]:.2f} |
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-import evaluator  # of secateur; elsewhere pass trust_remote_code=True to both, the folder carries its code
-
-model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```
-"""
+    write(standalone(judge.dense, architecture), judge.dense, folder, record_of_run(best, config))
 
 
 def generate_text(folder: str | Path, prompt: str, tokens: int = 60, seed: int | None = None) -> str:

@@ -170,7 +170,7 @@ class _Bench:
             learned = gather_samples(student, self.dense, variant.settings, cache, reporter)
             recovery = train(student, self.dense, learned, variant.settings.recipe, folder.with_suffix(".t"), reporter)
             told["recovery"] = {**learned.told, **recovery.to_dict()}
-        huggingface.write_folder(student.model, student, folder, told, "# Benchmark\n")
+        huggingface.write_folder(student.model, student, folder, told)
         return open_student(folder, device=self.device)
 
     def _base(self, name: str) -> DenseModel:
@@ -189,7 +189,7 @@ class _Bench:
         judge.surgeon.install(architecture)
         record = {"model": self.dense.name, "architecture": architecture.to_dict()}
         model = standalone(self.dense, architecture)
-        huggingface.write_folder(model, self.dense, self.folder / name, record, "# Benchmark\n")
+        huggingface.write_folder(model, self.dense, self.folder / name, record)
         judge.surgeon.restore()
         store.close()
         return open_student(self.folder / name, device=self.device)

@@ -113,8 +113,8 @@ def test_an_export_loads_and_generates_the_same_with_a_cache(dense, tmp_path, cr
     surgeon.install(architecture)
     object.__setattr__(dense, "layout", layout)
     # The fresh process takes seconds, and has its own tests.
-    monkeypatch.setattr(huggingface, "verify", lambda *_: None)
-    huggingface.write_folder(standalone(dense, architecture), dense, tmp_path / "export", {}, "")
+    monkeypatch.setattr(huggingface, "verify", lambda *_, **__: None)
+    huggingface.write_folder(standalone(dense, architecture), dense, tmp_path / "export", {})
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
     assert torch.equal(logits_of(loaded), logits_of(model))
     start = pico_tokens(1, 16, 4)

@@ -4,21 +4,28 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from evaluator import open_model, standalone
 from search.export import huggingface as exporting
+from search.export import place
 from search.export.best import FORMATS, export_best, generate_text
-from search.export.huggingface import MARK, write_folder
+from search.export.card import licence_of
+from search.export.huggingface import write_folder
+from search.export.picture import PICTURE
+from search.export.place import MARK
 from space import Architecture, ExportError, ModelError, RunFolderError, SettingError, cost_of
 from space.cost import fixed_cost
 from tests.evaluator.pieces import logits_of, make_surgeon, mixed
 from tests.pico import pico_tokens
-from tests.search.command import ROOT, fingerprints
+from tests.search.command import ROOT, call, fingerprints, refusal, start
 
 
 def export(dense, architecture, folder, verified=True):
@@ -26,10 +33,8 @@ def export(dense, architecture, folder, verified=True):
     make_surgeon(dense).install(architecture)
     with pytest.MonkeyPatch.context() as patch:
         if not verified:
-            patch.setattr(exporting, "verify", lambda *_: None)
-        write_folder(
-            standalone(dense, architecture), dense, folder, {"architecture": architecture.to_dict()}, "# Card\n"
-        )
+            patch.setattr(exporting, "verify", lambda *_, **__: None)
+        write_folder(standalone(dense, architecture), dense, folder, {"architecture": architecture.to_dict()})
     return logits_of(dense.model)
 
 
@@ -188,17 +193,142 @@ def test_an_export_that_is_not_the_model_in_memory_is_refused(pico, tmp_path, mo
     monkeypatch.setattr(exporting, "_save", damage)
     monkeypatch.chdir(ROOT)
     with pytest.raises(ExportError, match=r"must load in a fresh process .* its logits differ by up to"):
-        write_folder(standalone(pico, mixed(pico)), pico, target, {}, "")
+        write_folder(standalone(pico, mixed(pico)), pico, target, {})
     assert fingerprints(target) == before  # the export that was there before is still whole
 
 
+def test_an_export_whose_cache_goes_wrong_is_refused(pico, tmp_path, monkeypatch):
+    save = exporting._save
+
+    def forget(model, dense, folder):
+        """Leave out of the configuration that the first layer has no attention, which a cache has to know."""
+        save(model, dense, folder)
+        config = json.loads((folder / "config.json").read_text())
+        del config["kv_sharing_modes"]
+        (folder / "config.json").write_text(json.dumps(config))
+
+    monkeypatch.setattr(exporting, "_save", forget)
+    monkeypatch.chdir(ROOT)
+    architecture = Architecture.dense(pico.layout).replace(0, kv_groups=0)
+    with pytest.raises(ExportError, match=r"with a cache it writes tokens whose logits are .* below the best without"):
+        export(pico, architecture, tmp_path / "mine")
+
+
+def test_an_export_with_other_weights_is_refused(pico, tmp_path, checked_here, monkeypatch):
+    monkeypatch.setattr(exporting, "_weights", lambda _: 12345)
+    with pytest.raises(ExportError, match=r"it has [\d,]+ weights instead of 12,345"):
+        export(pico, mixed(pico), tmp_path / "mine")
+
+
+def test_layers_that_are_alike_need_no_code_of_ours(pico, tmp_path, checked_here):
+    architecture = Architecture.dense(pico.layout).replace(2, kv_groups=0, mlp_width=0)
+    logits = export(pico, architecture, tmp_path / "mine")
+    config = json.loads((tmp_path / "mine" / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"]) == ("llama", 5)
+    assert "auto_map" not in config
+    assert not list((tmp_path / "mine").glob("*.py"))
+    told = json.loads((tmp_path / "mine" / MARK).read_text())
+    assert (told["form"], told["architecture"]) == ("plain", architecture.to_dict())
+    assert "import evaluator" not in (tmp_path / "mine" / "README.md").read_text()
+    assert torch.equal(logits_of(LlamaForCausalLM.from_pretrained(tmp_path / "mine", dtype="auto")), logits)
+
+
+def test_a_padded_export_is_a_stock_model(finished_run, checked_here, capsys):
+    assert call("export", finished_run, "--format", "padded", "--json") == 0
+    folder = Path(json.loads(capsys.readouterr().out)["export"])
+    assert folder == finished_run / "export-padded"
+    own, stock = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (finished_run / "export", folder)
+    )
+    assert type(stock) is LlamaForCausalLM
+    torch.testing.assert_close(logits_of(stock), logits_of(own), atol=1e-4, rtol=1e-4)
+    assert stock.num_parameters() > own.num_parameters()
+    assert "padded with zeros to the widest" in (folder / "README.md").read_text()
+
+
+def test_an_export_goes_into_another_format(finished_run, checked_here, tmp_path, capsys):
+    assert call("export", finished_run / "export", "--format", "padded") == 0
+    folder = finished_run / "export-padded"
+    assert capsys.readouterr().out == f"{folder}\n"
+    own, other = (json.loads((path / MARK).read_text()) for path in (finished_run / "export", folder))
+    assert other["form"] == "padded"
+    assert {name: other[name] for name in own if name not in ("form", "files", "weights")} == {
+        name: own[name] for name in own if name not in ("form", "files", "weights")
+    }
+    assert call("export", finished_run / "export", "--member", "abc") == 2
+    assert "--member is of a run with a Pareto set" in refusal(capsys.readouterr().err)
+    assert call("export", tmp_path) == 2
+    assert "must hold a best.json" in refusal(capsys.readouterr().err)
+
+
+class TestPlace:
+    def test_a_name_on_a_hub_is_no_folder(self, finished_run, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        before = set(tmp_path.rglob("*"))
+        for name in ("someone/my-model", "hf://someone/my-model", "https://huggingface.co/someone/my-model"):
+            assert call("export", finished_run, "--out", name) == 2
+            assert "looks like a name on a hub (there is no folder" in refusal(capsys.readouterr().err)
+        assert set(tmp_path.rglob("*")) == before
+
+    def test_killed_between_its_renamings_the_older_export_comes_back(self, pico, tmp_path, checked_here):
+        target = tmp_path / "mine"
+        export(pico, mixed(pico), target, verified=False)
+        before = fingerprints(target)
+        target.rename(tmp_path / ".mine.old")
+        place.check_target(target)
+        assert fingerprints(target) == before
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+    @pytest.mark.parametrize("moment", range(6))
+    def test_killed_in_the_middle_leaves_the_older_one_or_the_new_one(self, finished_run, moment, capsys):
+        """SIGKILL after a while that grows: whatever is there then is whole, and the same command ends it."""
+        target, before = finished_run / "export", fingerprints(finished_run / "export")
+        process = start("export", finished_run)
+        time.sleep(1 + 0.7 * moment)
+        process.kill()
+        process.wait()
+        left = {path.name for path in finished_run.iterdir()} - {".export.partial", ".export.old"}
+        place.check_target(target)
+        after = fingerprints(target)
+        same = {name for name in before if name not in (MARK, "README.md")}
+        assert {name: after[name] for name in same} == {name: before[name] for name in same}
+        assert "best.json" in left
+
+    def test_a_card_says_what_is_known(self, finished_run):
+        card = (finished_run / "export" / "README.md").read_text()
+        record = json.loads((finished_run / "export" / MARK).read_text())
+        for told in (
+            "| uniform |",
+            "| **this model** |",
+            "decoder FLOPs per token",
+            f"secateur run --model {record['model']} --budget parameters=0.7",
+            f"calibration set {record['calibration']['hash']}",
+            record["files"]["model.safetensors"]["sha256"],
+            f"![What is kept of each layer's attention and MLP]({PICTURE})",
+        ):
+            assert told in card
+        picture = (finished_run / "export" / PICTURE).read_text()
+        assert ElementTree.fromstring(picture).tag.endswith("svg")
+        removed = sum(
+            layer[gene] == 0 for layer in record["architecture"]["layers"] for gene in ("kv_groups", "mlp_width")
+        )
+        assert picture.count(" removed</title>") == removed
+
+    def test_the_licence_of_a_base_model_comes_from_its_card(self, tmp_path):
+        (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+        assert licence_of(str(tmp_path)) == "mit"
+        (tmp_path / "README.md").write_text("# Mine --- and only mine ---")
+        assert licence_of(str(tmp_path)) is None
+        assert licence_of("smollm2-135m") == "apache-2.0"
+
+
 def test_a_failed_verification_leaves_nothing_half_written(pico, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise ExportError("no")
 
     monkeypatch.setattr(exporting, "verify", fail)
     with pytest.raises(ExportError):
-        write_folder(standalone(pico, Architecture.dense(pico.layout)), pico, tmp_path / "mine", {}, "")
+        write_folder(standalone(pico, Architecture.dense(pico.layout)), pico, tmp_path / "mine", {})
     assert list(tmp_path.iterdir()) == []
 
 

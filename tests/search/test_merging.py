@@ -24,7 +24,7 @@ def recoveries(finished_folder, tmp_path_factory):
     """Two recoveries of the same run that learned in another order from another start; not to be changed."""
     folder = tmp_path_factory.mktemp("recoveries")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface, "verify", lambda *_: None)
+        patch.setattr(huggingface, "verify", lambda *_, **__: None)
         for seed, name in enumerate(("first", "second")):
             recipe = Recipe(steps=3, step_tokens=64, distillation=1, learning_rate=1e-2, seed=seed)
             recover(finished_folder, RecoverySettings(recipe, text=("self",)), out=folder / name)
@@ -64,7 +64,7 @@ def test_it_opens_and_tells_what_it_is_of(recoveries, tmp_path, capsys):
     assert record["model"] == own["model"]
     assert "recovery" in own
     assert "recovery" not in record
-    assert (tmp_path / "mine" / "README.md").read_text() == "# A merged model\n\nslerp of first, second.\n"
+    assert (tmp_path / "mine" / "README.md").read_text().count("\n## Merged\n\nslerp of first, second.\n") == 1
     assert call("generate", tmp_path / "mine", "Once upon a time", "--tokens", 5) == 0
     assert [fingerprints(folder) for folder in recoveries] == before
 

@@ -12,6 +12,7 @@ from search.commands.searching import folder_name
 from search.comparison import notes
 from search.config import load_config
 from search.export.best import FORMATS, export_best
+from search.export.card import card_of
 from search.folder import RunFolder
 from search.job import Run
 from search.pareto import hypervolume, non_dominated
@@ -26,7 +27,7 @@ from space import Architecture, SettingError, cost_of
 from tests.conftest import SMALL_RUN
 from tests.evaluator.pieces import make_evaluator
 
-PARTS = ("model", "in_memory", "target", "record", "card")  # of what an exporter is given
+PARTS = ("model", "in_memory", "target", "record")  # of what an exporter is given
 AGAINST = ["weight_bytes", "kv_cache_bytes_per_token"]
 QUICK = {"slopes": False, "guided_pairs": 1, "random_pairs": 13, "profile_pairs": 10}
 TOKENS = 124  # of the search text: 4 sequences of 31 predicted tokens
@@ -186,8 +187,9 @@ def test_another_member_is_exported_by_its_fingerprint(finished, monkeypatch):
     assert widths == [each.mlp_width for each in kept]
     assert written["target"] == target
     assert written["record"]["cost"] == other["cost"]
-    assert f"{other['measured']['validate']['perplexity']:.2f}" in written["card"]
-    assert best["texts"]["validate"] in written["card"]
+    card = card_of(written["record"])
+    assert f"{other['measured']['validate']['perplexity']:.2f}" in card
+    assert best["texts"]["validate"] in card
     with pytest.raises(SettingError, match=f"but 'abc' is none: its members are .*{other['fingerprint']}"):
         export_best(folder, member="abc")
 
