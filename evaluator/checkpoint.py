@@ -115,7 +115,7 @@ def open_model(
         ModelError: there is no such model, or it cannot be read.
         FamilyError: its family has no record.
     """
-    folder = _resolve(name)
+    folder = model_folder(name)
     with quiet_transformers(), as_model_error(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         family_of(config.model_type)  # refuse before the weights are read
@@ -141,8 +141,15 @@ def _check_in_memory(name: str, model: PreTrainedModel) -> None:
         )
 
 
-def _resolve(name: str) -> str:
-    """Return what transformers opens: a folder, or an id of the hub."""
+def model_folder(name: str) -> str:
+    """Return what transformers opens: a folder, made of a GGUF file the first time, or an id of the hub.
+
+    Args:
+        name: as for `open_model`.
+
+    Raises:
+        ModelError: there is no such model.
+    """
     if name in PACKAGED_MODELS:
         return str(_converted(packaged_gguf(name)))
     path = Path(name).expanduser()

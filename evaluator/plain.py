@@ -100,8 +100,8 @@ def _stock_config(model: PreTrainedModel, kept: Sequence[int], groups: int, widt
     own = layers[kept[0]]
     values = {key: value for key, value in model.config.to_dict().items() if key not in (*_OWN_KEYS, *_OF_CLASS)}
     values[family["layer_count"]] = len(kept)
-    if values.get("layer_types"):
-        values["layer_types"] = [values["layer_types"][index] for index in kept]
+    types = getattr(model.config, "layer_types", None)
+    values["layer_types"] = [types[index] for index in kept] if types else None
     values[family["mlp_width"]] = width
     dense_heads = values[family["heads"]]
     dense_groups = values[family["kv_groups"]] if family["kv_groups"] else dense_heads
@@ -111,6 +111,8 @@ def _stock_config(model: PreTrainedModel, kept: Sequence[int], groups: int, widt
         values |= {family["kv_groups"]: groups, family["heads"]: groups * dense_heads // dense_groups}
         values["head_dim"] = own["head_dim"]
     base: type[PreTrainedConfig] = type(model.config).__mro__[1]
+    if values["layer_types"] is None:
+        del values["layer_types"]
     try:
         return base(**values)
     except ValueError:  # a Llama's hidden size must be a multiple of its heads, even where their size is given

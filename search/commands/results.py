@@ -122,6 +122,37 @@ def export(
         print(target)
 
 
+@app.command(epilog="Example: secateur bench runs/smollm2-135m-parameters-0.8/export")
+def bench(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Folders (or names) of models, timed in transformers, and GGUF files, timed in llama.cpp. One alone "
+            "is timed against the dense model that it was made of; of several, the others against the first.",
+        ),
+    ],
+    prompt: Annotated[int, typer.Option(help="Tokens that are read.", min=1)] = 512,
+    tokens: Annotated[int, typer.Option(help="Tokens that are written behind them.", min=2)] = 64,
+    rounds: Annotated[int, typer.Option(help="Visits of each model, in turns.", min=2)] = 7,
+    threads: Annotated[int | None, typer.Option(help="Default as many as torch takes.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """Time exports in their clients: prefill, decode, memory and size, dense against pruned in turns.
+
+    Each model has a process of its own. Medians over the rounds, each with its standard error.
+    """
+    from search.bench import BenchSettings, speed_table
+    from search.bench import bench as time_models
+
+    settings = BenchSettings(prompt, tokens, rounds, threads)
+    found = time_models(models, settings, Reporter(quiet=as_json))
+    if as_json:
+        print_json({"models": [each.to_dict() for each in found]})
+        return
+    Console().print(speed_table(found, settings))
+
+
 @app.command(epilog='Example: secateur generate runs/smollm2-135m-parameters-0.8/export "Once upon a time"')
 def generate(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An exported model.")],

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM
 
-from evaluator import open_model, standalone
+from evaluator import PRUNED, open_model, standalone
 from evaluator.accuracy import make_reference, score_tokens
 from evaluator.pruning import gather_statistics
 from evaluator.pruning.statistics import input_paths
@@ -103,6 +104,20 @@ def test_the_cost_is_the_real_count(dense, criterion):
     assert sum(weight.numel() for weight in weights) == cost.parameters
     assert sum(int((weight != 0).sum()) for weight in weights) == cost.nonzero_parameters
     assert 2 * sum(weight.numel() for weight in dense.model.parameters()) == cost.weight_bytes
+
+
+def test_an_export_is_opened_as_what_it_is_alone(dense, tmp_path):
+    """A class told by hand to open it would make up what is removed, with no more than a warning."""
+    architecture = Architecture.dense(dense.layout).replace(1, mlp_width=0)
+    make_surgeon(dense).install(architecture)
+    standalone(dense, architecture).save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match="`layer_types` entries must be in"):
+        type(dense.model).from_pretrained(tmp_path)
+    other = PRUNED["opt" if dense.layout.family != "opt" else "llama"][1]
+    with pytest.raises(
+        ValueError, match=f"must be opened as one, but this configuration is of a secateur_{dense.layout.family}"
+    ):
+        other.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("criterion", [SLICING, Criterion(update="bias")], ids=str)
