@@ -156,9 +156,9 @@ def _classes(
             kwargs["allow_global_per_layer_attribute_access"] = True
             if _NO_STOCK_TYPE in (kwargs.get("layer_types") or ()):
                 kwargs["layer_types"] = kwargs["pruning"]["layer_types"]
-            super().__init__(
-                **{name: value for name, value in kwargs.items() if (name, value) != ("layer_types", None)}
-            )
+                if kwargs["layer_types"] is None:  # a family whose layers are of one type
+                    del kwargs["layer_types"]
+            super().__init__(**kwargs)
 
         def to_dict(self) -> dict[str, Any]:
             """Return plain values, which no other class takes for its own."""

@@ -114,9 +114,7 @@ def test_an_export_is_opened_as_what_it_is_alone(dense, tmp_path):
     with pytest.raises(StrictDataclassError, match="`layer_types` entries must be in"):
         type(dense.model).from_pretrained(tmp_path)
     other = PRUNED["opt" if dense.layout.family != "opt" else "llama"][1]
-    with pytest.raises(
-        ValueError, match=f"must be opened as one, but this configuration is of a secateur_{dense.layout.family}"
-    ):
+    with pytest.raises(ValueError, match=rf"must be opened as one, .* is of a secateur_{dense.layout.family}"):
         other.from_pretrained(tmp_path)
 
 
