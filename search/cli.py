@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from space import SecateurError
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 REFUSED = 2
+# In the words of the system, of libraries in Rust, and of numpy, which does not know why.
+_SAYS_FULL = re.compile(r"No space left on device|os error 28|^\d+ requested and \d+ written$")
 _STOPPED = "Stopped; the same command goes on from here."
 
 
@@ -57,7 +60,7 @@ def _disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one it came from, says that the disk is full; libraries wrap it in their own."""
     while error is not None:
         full = isinstance(error, sqlite3.OperationalError) and "full" in str(error)
-        if full or "No space left on device" in str(error) or "os error 28" in str(error):
+        if full or _SAYS_FULL.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

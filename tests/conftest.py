@@ -91,6 +91,21 @@ def checked_here(monkeypatch):
     monkeypatch.setattr(huggingface, "subprocess", SimpleNamespace(run=run))
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own that starts tiny, and a function to make it larger."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a small disk")
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], check=False).returncode:
+        pytest.skip("cannot mount a small disk here")
+    try:
+        yield place, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=False)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The shared data folder."""

@@ -39,7 +39,7 @@ def _svg(layout: Layout, architecture: Architecture) -> str:
     step = (_WIDTH - _LEFT - 8) / len(layers)
     for number, (name, unit, full, kept) in enumerate(rows):
         top = _TOP + number * (_ROW + _GAP)
-        parts.append(f'<text x="{_LEFT}" y="{top - 8}">{name}: share of {full:,} {unit} kept</text>')
+        parts.append(f'<text x="{_LEFT}" y="{top - 8}">{name}: share of {full:,} {unit} kept (× none)</text>')
         for mark, share in (("100 %", 0), ("0 %", 1)):
             parts.append(f'<text x="{_LEFT - 6}" y="{top + share * _ROW + 4}" text-anchor="end">{mark}</text>')
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{top + _ROW}" y2="{top + _ROW}" stroke="{_TEXT}"/>')

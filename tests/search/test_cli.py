@@ -1,7 +1,6 @@
 """Every command through its own door: what it prints for machines, and what it refuses in one sentence."""
 
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -455,21 +454,6 @@ def test_other_refusals(arguments, finished_run, winner, tmp_path, capsys):
     places = {"RUN": finished_run, "WINNER": winner, "NOTHING": tmp_path}
     assert call(*[places.get(argument, argument) for argument in arguments]) == 2
     refusal(capsys.readouterr().err)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of its own that starts tiny, and a function to make it larger."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small disk")
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], check=False).returncode:
-        pytest.skip("cannot mount a small disk here")
-    try:
-        yield place, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=False)
 
 
 @pytest.mark.usefixtures("checked_here")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -293,6 +294,24 @@ class TestPlace:
         same = {name for name in before if name not in (MARK, "README.md")}
         assert {name: after[name] for name in same} == {name: before[name] for name in same}
         assert "best.json" in left
+
+    @pytest.mark.parametrize("format", ["huggingface", "padded", "gguf"])
+    def test_a_full_disk_leaves_what_was_there(self, small_disk, finished_run, format, checked_here, capsys):  # noqa: A002
+        place, grow = small_disk
+        command = ("export", finished_run, "--format", format, "--out", place / "out")
+        for size in ("16k", "300k"):
+            grow(size)
+            assert call(*command) == 2
+            assert "disk, but it is full; free some space" in refusal(capsys.readouterr().err)
+            assert list(place.iterdir()) == []
+        grow("8m")
+        assert call(*command) == 0
+        before = fingerprints(place / "out")
+        filler = place / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(place).free - (100 << 10)))
+        assert call(*command) == 2
+        assert fingerprints(place / "out") == before
+        assert {path.name for path in place.iterdir()} == {"out", "filler"}
 
     def test_a_card_says_what_is_known(self, finished_run):
         card = (finished_run / "export" / "README.md").read_text()
