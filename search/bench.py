@@ -28,6 +28,7 @@ from search.export.gguf_model import Source
 from search.export.huggingface import fresh_environment
 from search.export.place import record_of
 from search.export.storage import STORAGE_TYPES, StorageType
+from search.folder import RunFolder
 from search.progress import Reporter
 from space import ModelError, SettingError
 
@@ -75,7 +76,8 @@ def bench(models: Sequence[str | Path], settings: BenchSettings, reporter: Repor
     """Time models; where there is one alone, against the dense model that it was made of.
 
     Args:
-        models: folders (or names) of models and GGUF files; the first is what the others are compared with.
+        models: folders (or names) of models, runs, whose export is taken, and GGUF files; the first is what the others
+            are compared with.
         settings: what is timed.
         reporter: tells a person about the progress; None is quiet.
 
@@ -87,7 +89,7 @@ def bench(models: Sequence[str | Path], settings: BenchSettings, reporter: Repor
         SettingError: llama.cpp is not installed.
     """
     reporter = reporter or Reporter(quiet=True)
-    names = [str(model) for model in models]
+    names = [str(RunFolder(Path(model)).export if (Path(model) / "best.json").is_file() else model) for model in models]
     if any(name.endswith(".gguf") for name in names) and not llamacpp.is_installed():
         raise SettingError(
             f"GGUF files are timed by llama.cpp, but its package xllamacpp is not installed; {llamacpp.INSTALL}."

@@ -128,8 +128,8 @@ def bench(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Folders (or names) of models, timed in transformers, and GGUF files, timed in llama.cpp. One alone "
-            "is timed against the dense model that it was made of; of several, the others against the first.",
+            help="Folders (or names) of models, timed in transformers, runs, whose export is, and GGUF files, timed in "
+            "llama.cpp. One alone is timed against the dense model that it was made of, several against the first.",
         ),
     ],
     prompt: Annotated[int, typer.Option(help="Tokens that are read.", min=1)] = 512,

@@ -77,7 +77,8 @@ def card_of(record: Mapping[str, Any]) -> str:
 
 def _front_matter(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a hub reads."""
-    values: dict[str, Any] = {"tags": ["pruned", "secateur", *(["gguf"] if record.get("format") == "gguf" else [])]}
+    pruned, gguf = bool(record.get("architecture")), record.get("format") == "gguf"
+    values: dict[str, Any] = {"tags": [*["pruned"] * pruned, "secateur", *["gguf"] * gguf]}
     values["pipeline_tag"] = "text-generation"
     if record.get("licence"):
         values["license"] = record["licence"]
@@ -92,7 +93,7 @@ def _title(record: Mapping[str, Any]) -> Iterator[str]:
     name = Path(record.get("model") or "A model").name
     cost, dense = record.get("cost"), record.get("dense_cost")
     share = f" to {cost['parameters'] / dense['parameters']:.1%} of its decoder's parameters" if cost and dense else ""
-    yield from (f"# {name}, pruned{share}", "")
+    yield from (f"# {name}" + f", pruned{share}" * bool(record.get("architecture")), "")
     yield "Made by [Secateur](https://pypi.org/project/secateur/): an architecture search with an accuracy predictor."
     yield ""
 

@@ -75,7 +75,8 @@ def write_gguf(
         )
     with quiet_transformers():
         source = Source(model, in_memory.layout.record)
-    stem = re.sub(r"[^\w.-]+", "-", Path(record.get("model") or "model").name) + "-pruned"
+    stem = re.sub(r"[^\w.-]+", "-", Path(record.get("model") or "model").name)
+    stem += "-pruned" * bool(record.get("architecture"))
 
     def fill(folder: Path) -> dict[str, Any]:
         files = {folder / f"{stem}-{name}.gguf": storage for name, storage in chosen.items()}

@@ -32,7 +32,7 @@ def check(row, file):
 
 
 def test_an_export_alone_is_timed_against_its_dense_model(finished_folder, stories, capsys):
-    dense, pruned = timed(capsys, finished_folder / "export")
+    dense, pruned = timed(capsys, finished_folder)
     assert (dense["model"], pruned["model"]) == (str(stories), str(finished_folder / "export"))
     assert {dense["client"], pruned["client"]} == {"transformers"}
     check(dense, stories / "model.safetensors")

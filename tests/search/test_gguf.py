@@ -64,7 +64,9 @@ def dense(folder):
 def written(dense, architecture, target, types=("f32",)):
     """Export an architecture and return what the export says of itself."""
     make_surgeon(dense).install(architecture)
-    gguf.write_gguf(standalone(dense, architecture), dense, target, {"model": "pico"}, types)
+    gguf.write_gguf(
+        standalone(dense, architecture), dense, target, {"model": "pico", "architecture": architecture.to_dict()}, types
+    )
     return json.loads((target / "secateur.json").read_text())
 
 
