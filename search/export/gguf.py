@@ -80,7 +80,7 @@ def write_gguf(
 
     def fill(folder: Path) -> dict[str, Any]:
         files = {folder / f"{stem}-{name}.gguf": storage for name, storage in chosen.items()}
-        told = {"general.name": stem, "general.author": "secateur"}
+        told = {"general.name": stem, "general.description": "Made by Secateur"}
         if record.get("licence"):
             told["general.license"] = record["licence"]
         for file, storage in files.items():
@@ -183,9 +183,9 @@ class Probe:
         kl = float(np.where(known, np.exp(expected) * (expected - said), 0.0).sum(1).mean())
         best = expected.argmax(1) == said.argmax(1)
         reason = None
-        if kl > storage.tolerance:
+        if not kl <= storage.tolerance:  # nor if it is no number
             reason = f"its next-token distribution is {kl:.3g} nats from the model's, more than {storage.tolerance:g}"
-        elif storage is STORAGE_TYPES["f32"] and difference > EXACT:
+        elif storage is STORAGE_TYPES["f32"] and not difference <= EXACT:
             reason = f"its log-probabilities differ by up to {difference:.3g}"
         for number, line in enumerate(_LINES):
             if found[f"line {number}"].tolist() != self._tokenizer(line)["input_ids"]:

@@ -24,13 +24,14 @@ def main(folder: str, probe_file: str, device: str) -> None:
     with torch.inference_mode():
         logits = model(tokens, use_cache=False).logits.cpu()
     difference = (logits.float() - probe["logits"].float()).abs().max().item()
-    if difference > probe["tolerance"] or (not probe["tolerance"] and not torch.equal(logits, probe["logits"])):
+    same = torch.equal(logits, probe["logits"]) if not probe["tolerance"] else difference <= probe["tolerance"]
+    if not same:
         sys.exit(f"its logits differ by up to {difference:.3g}")
     found = sum(weight.numel() for weight in model.parameters())
     if found != probe["weights"]:
         sys.exit(f"it has {found:,} weights instead of {int(probe['weights']):,}")
     behind = _behind_with_cache(model, tokens[:, :_PROMPT])
-    if behind > _UNITS * probe["unit"]:
+    if not behind <= _UNITS * probe["unit"]:
         sys.exit(f"with a cache it writes tokens whose logits are {behind:.3g} below the best without")
 
 

@@ -167,6 +167,37 @@ def test_biases_that_pruning_adds(pico_folder, tmp_path):
 
 
 @needs_llama_cpp
+def test_even_layers_with_biases_that_the_familys_own_name_lacks(tmp_path):
+    """Pruning gives all MLPs alike a bias, which llama.cpp's Qwen2 has no place for and its uneven kin has."""
+    for kind, refused_with in (("qwen2", None), ("qwen3", "has biases .*down.bias.* that a qwen3 there has not")):
+        folder = save_pico_of(kind, tmp_path / kind, tokenizer=byte_level_tokenizer(), tie_word_embeddings=True)
+        dense = open_model(str(folder), dtype="float32")
+        surgeon = make_surgeon(dense, Criterion(update="bias"))
+        narrow = changed(surgeon.layout, **{f"l{layer}": {"mlp_width": 16} for layer in range(4)})
+        surgeon.install(narrow)
+        object.__setattr__(dense, "layout", surgeon.layout)
+        model = standalone(dense, narrow)
+        if refused_with is None:
+            gguf.write_gguf(model, dense, tmp_path / "out", {}, ("f32",))
+            assert json.loads((tmp_path / "out" / "secateur.json").read_text())["llama_cpp"] == "deci"
+        else:
+            with pytest.raises(ExportError, match=refused_with):
+                gguf.write_gguf(model, dense, tmp_path / "other", {}, ("f32",))
+
+
+@pytest.mark.parametrize(("kind", "length"), [("llama", 128), ("mistral", 64), ("qwen2", 64)])
+def test_a_context_is_no_longer_than_a_sliding_window(kind, length, tmp_path, monkeypatch):
+    monkeypatch.setattr(llamacpp, "is_installed", lambda: False)
+    options = {} if kind == "llama" else {"sliding_window": 64}
+    folder = save_pico_of(kind, tmp_path / "pico", tokenizer=byte_level_tokenizer(), **options)
+    dense = open_model(str(folder), dtype="float32")
+    written(dense, Architecture.dense(dense.layout), tmp_path / "out")
+    reader = GGUFReader(next((tmp_path / "out").glob("*.gguf")))
+    name = reader.get_field("general.architecture").contents()
+    assert reader.get_field(f"{name}.context_length").contents() == length
+
+
+@needs_llama_cpp
 class TestStorage:
     @pytest.fixture(scope="class")
     def wide(self, tmp_path_factory):
