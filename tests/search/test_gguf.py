@@ -216,8 +216,17 @@ class TestStorage:
         assert kl["Q6_K"] < kl["Q4_K_M"] <= kl["Q4_0"] * 1.5
         assert size["Q4_0"] < size["Q4_K_M"] < size["Q5_K_M"] < size["Q6_K"] < size["Q8_0"] < size["F16"]
         assert size["F16"] == size["BF16"] < size["F32"]
-        kinds = {tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "out/pico-pruned-Q4_K_M.gguf").tensors}
-        assert kinds == {"F32", "Q4_K", "Q6_K"}
+
+        def kinds(name):
+            tensors = GGUFReader(tmp_path / f"out/pico-pruned-{name}.gguf").tensors
+            return {tensor.name.removesuffix(".weight"): tensor.tensor_type.name for tensor in tensors}
+
+        mixed = kinds("Q4_K_M")
+        assert set(mixed.values()) == {"F32", "Q4_K", "Q6_K"}
+        assert mixed["token_embd"] == mixed["output"] == "Q6_K"
+        assert [mixed[f"blk.{block}.attn_v"] for block in range(4)] == ["Q4_K", "Q4_K", "Q6_K", "Q6_K"]
+        assert [mixed[f"blk.{block}.ffn_up"] for block in range(4)] == ["Q4_K"] * 4
+        assert {kinds("Q4_0")["token_embd"], kinds("Q4_0")["blk.0.attn_v"]} == {"Q8_0", "Q4_0"}
 
     @pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
     def test_llama_cpps_own_formats_give_the_weights_back(self, kind):
@@ -350,6 +359,14 @@ class TestRefusals:
         dense = open_model(str(folder), dtype="float32")
         monkeypatch.setattr("search.export.vocabulary._splits", lambda _: "qwen2")
         with pytest.raises(ExportError, match=r"its tokenizer reads .* otherwise; report this"):
+            written(dense, Architecture.dense(dense.layout), tmp_path / "out")
+
+    def test_a_file_with_fewer_weights(self, small, tmp_path, monkeypatch):
+        dense = open_model(str(small), dtype="float32")
+        monkeypatch.setattr(gguf, "GGUFReader", lambda file: SimpleNamespace(tensors=GGUFReader(file).tensors[1:]))
+        with pytest.raises(
+            ExportError, match=r"must hold all [\d,]+ weights of the model, but .* holds [\d,]+; report"
+        ):
             written(dense, Architecture.dense(dense.layout), tmp_path / "out")
 
     @needs_llama_cpp
