@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, quants
+from gguf import GGMLQuantizationType, GGUFReader, TokenType, quants
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -289,6 +289,21 @@ class TestTokenizers:
         opened = LlamaCpp(next((tmp_path / "out").glob("*.gguf")), 64, 1)
         for line in texts(data):
             assert opened.tokenised(line) == dense.tokenizer(line)["input_ids"], line
+
+    def test_what_kind_each_token_is(self, stories):
+        tokenizer = open_model(str(stories), dtype="float32").tokenizer
+        found = vocabulary_of(tokenizer, 515)
+        kinds = dict(zip(found.tokens, found.types, strict=True))
+        assert (kinds["<unk>"], kinds["<s>"], kinds["</s>"]) == (
+            TokenType.UNKNOWN,
+            TokenType.CONTROL,
+            TokenType.CONTROL,
+        )
+        assert sum(kind == TokenType.BYTE for kind in found.types) == 256
+        assert [kinds[f"[PAD{number}]"] for number in (512, 513, 514)] == [TokenType.UNUSED] * 3
+        assert (found.special["bos"], found.special["eos"], found.special["unknown"]) == (1, 2, 0)
+        with pytest.raises(ExportError, match="has a token 511, beyond the model's 500"):
+            vocabulary_of(tokenizer, 500)
 
     def test_one_that_cuts_words_in_a_way_of_its_own_is_refused(self):
         cut = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
