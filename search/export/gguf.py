@@ -182,9 +182,11 @@ class Probe:
         difference = float(np.abs(said - expected)[known].max())
         kl = float(np.where(known, np.exp(expected) * (expected - said), 0.0).sum(1).mean())
         best = expected.argmax(1) == said.argmax(1)
-        reason = None
+        reason, way_out = None, "report this, and export to huggingface"
         if not kl <= storage.tolerance:  # nor if it is no number
             reason = f"its next-token distribution is {kl:.3g} nats from the model's, more than {storage.tolerance:g}"
+            if storage.matrices not in (STORAGE_TYPES["f32"].matrices, STORAGE_TYPES["f16"].matrices):
+                way_out = f"{storage.name} is too coarse for this model, or the file is wrong: take a wider type"
         elif storage is STORAGE_TYPES["f32"] and not difference <= EXACT:
             reason = f"its log-probabilities differ by up to {difference:.3g}"
         for number, line in enumerate(_LINES):
@@ -192,8 +194,7 @@ class Probe:
                 reason = f"its tokenizer reads {line!r} otherwise"
         if reason:
             raise ExportError(
-                f"A GGUF file must be the model in memory to llama.cpp, but {file.name} is not: {reason}; report this, "
-                "and export to huggingface."
+                f"A GGUF file must be the model in memory to llama.cpp, but {file.name} is not: {reason}; {way_out}."
             )
         return {"kl": max(kl, 0.0), "max_logit_difference": difference, "same_best": float(best.mean())}
 

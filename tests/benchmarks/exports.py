@@ -29,9 +29,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from evaluator import DenseModel, open_model, standalone
+from evaluator import DenseModel, Evaluator, PairStore, Texts, open_model, standalone
 from evaluator.pruning import Surgeon
 from evaluator.pruning.statistics import LayerStatistics
+from evaluator.sources import tokenise
 from search.bench import BenchSettings, bench
 from search.environment import describe_environment
 from search.export import gguf, huggingface
@@ -48,6 +49,7 @@ COMPARED, LINES = 30, 1000
 KEPT_FLOPS = (0.8, 0.6)  # shares of the dense decoder's
 TYPES = ("f16", "q8_0")
 _BY_SIZE = Criterion("magnitude", "magnitude", "none")  # what the weights are changes no figure
+_WANDA = Criterion("wanda", "wanda", "none")
 _OTHER_SCRIPT = re.compile(r"[\u0370-\u1fff\u2e80-\ud7ff\uf900-\uffff]")
 
 
@@ -70,11 +72,22 @@ class Benchmark:
             print(f"{key}: {json.dumps(self.kept[key])[:200]}", file=sys.stderr, flush=True)
         return self.kept[key]
 
-    def opened(self, dtype: Any = "float32") -> tuple[DenseModel, Surgeon]:
+    def opened(self) -> tuple[DenseModel, Surgeon]:
         """Return the dense model and what prunes it."""
-        dense = open_model(self.name, dtype=dtype)
+        dense = open_model(self.name, dtype="float32")
         nothing = [LayerStatistics({}, 0.0)] * dense.layout.layers
         return dense, Surgeon(dense.layers, dense.layout, nothing, _BY_SIZE)
+
+    def calibrated(self) -> tuple[DenseModel, Surgeon]:
+        """Return the dense model in the dtype it runs in, pruned by Wanda: coarse files of worse models are refused."""
+        dense = open_model(self.name)
+        length = min(512, dense.longest_sequence)
+        tokens = tokenise(dense, str(DATA / "text" / "wikitext2.train-first1mb.txt"), 16 * length).view(16, length)
+        store = PairStore(self.folder / "pairs.db")
+        judge = Evaluator(
+            dense, Texts({"calibrate": tokens}, {"calibrate": "WikiText-2 train"}), store, criterion=_WANDA
+        )
+        return dense, judge.surgeon
 
     def same(self) -> dict[str, Any]:
         """Compare exports of many architectures with the model in memory."""
@@ -153,7 +166,7 @@ class Benchmark:
 
     def _exports(self) -> tuple[dict[str, list[Path]], list[float]]:
         """Return the dense and the pruned models by client, and the shares of FLOPs that the pruned ones keep."""
-        dense, surgeon = self.opened("auto")
+        dense, surgeon = self.calibrated()
         layout = dense.layout
         whole = Architecture.dense(layout)
         chosen, shares = [whole], []
