@@ -30,6 +30,7 @@ from search.export.place import record_of
 from search.export.storage import STORAGE_TYPES, StorageType
 from search.folder import RunFolder
 from search.progress import Reporter
+from search.settings import DTypeName
 from space import ModelError, SettingError
 
 
@@ -41,6 +42,7 @@ class BenchSettings:
     tokens: int = 64  # that are written behind them
     rounds: int = 7
     threads: int | None = None  # None takes what torch takes
+    dtype: DTypeName = "auto"  # that folders run in
     seed: int = 0  # of the orders
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ def bench(models: Sequence[str | Path], settings: BenchSettings, reporter: Repor
         if name.endswith(".gguf") and not Path(name).is_file():
             raise ModelError(f"A GGUF file must be there to be timed, but {name!r} is not; check the path.")
     threads = settings.threads or torch.get_num_threads()
-    dtype = str(choose_dtype("auto")).removeprefix("torch.")
+    dtype = str(choose_dtype(settings.dtype)).removeprefix("torch.")
     with ExitStack() as stack:
         if len(names) == 1:
             names = [stack.enter_context(_dense_of(names[0], reporter)), *names]

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.exports [--quick] [--seed N] [--part same|text|speed]
 
-SmolLM2-135M in float32 for `same`: 30 architectures over the whole space (first attention removed, last MLP removed,
-whole blocks removed, one KV group everywhere, odd ends, and random ones with odd widths and without), each exported as
-a folder and as GGUF, opened again and compared. What is measured is kept in runs/benchmark-exports, and goes on there.
+SmolLM2-135M, pruned by Wanda. `same`, in float32: 30 architectures over the whole space (first attention removed, last
+MLP removed, whole blocks removed, one KV group everywhere, odd ends, and random ones with odd widths and without), each
+exported as a folder and as GGUF, opened again and compared. `speed`: architectures drawn at a budget. What is measured
+is kept in runs/benchmark-exports, and goes on there.
 
 | figure | what it is |
 | --- | --- |
@@ -12,7 +13,7 @@ a folder and as GGUF, opened again and compared. What is measured is kept in run
 | `hf_max_logit_difference` | of folders opened again by transformers; each was also opened in a fresh process |
 | `gguf_max_logit_difference` | of log-probabilities by llama.cpp with float32 weights and KV cache, fresh and cached |
 | `text_lines`, `text_lines_different` | real lines that the GGUF file's tokenizer read, and otherwise than ours |
-| `size_ratio` | bytes of the weights' file, pruned to dense, by client and share of the decoder's FLOPs kept |
+| `size_ratio` | bytes of the weights' file, pruned to dense, by client, what is gone and the decoder's FLOPs kept |
 | `prefill_speedup`, `decode_speedup` | in one run, in turns, with standard error: 512 tokens read, 64 written |
 | `speedup_per_flop_removed` | share of the prefill's time that is gone, by the share of the decoder's FLOPs removed |
 """
@@ -22,6 +23,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,6 @@ from transformers import AutoModelForCausalLM
 
 from evaluator import DenseModel, Evaluator, PairStore, Texts, open_model, standalone
 from evaluator.pruning import Surgeon
-from evaluator.pruning.statistics import LayerStatistics
 from evaluator.sources import tokenise
 from search.bench import BenchSettings, bench
 from search.environment import describe_environment
@@ -42,14 +43,14 @@ from search.export.place import record_of
 from search.export.storage import STORAGE_TYPES
 from search.folder import write_json
 from search.progress import Reporter
+from search.settings import DTypeName
 from space import Architecture, Budget, Criterion, build_space, cost_of, sample
 from tests.benchmarks.record import DATA, ROOT, finish
 
 COMPARED, LINES = 30, 1000
 KEPT_FLOPS = (0.8, 0.6)  # shares of the dense decoder's
+KINDS = ("widths", "whole blocks")  # what is gone: uneven widths and sub-blocks, or nothing but blocks
 TYPES = ("f16", "q8_0")
-_BY_SIZE = Criterion("magnitude", "magnitude", "none")  # what the weights are changes no figure
-_WANDA = Criterion("wanda", "wanda", "none")
 _OTHER_SCRIPT = re.compile(r"[\u0370-\u1fff\u2e80-\ud7ff\uf900-\uffff]")
 
 
@@ -72,26 +73,19 @@ class Benchmark:
             print(f"{key}: {json.dumps(self.kept[key])[:200]}", file=sys.stderr, flush=True)
         return self.kept[key]
 
-    def opened(self) -> tuple[DenseModel, Surgeon]:
-        """Return the dense model and what prunes it."""
-        dense = open_model(self.name, dtype="float32")
-        nothing = [LayerStatistics({}, 0.0)] * dense.layout.layers
-        return dense, Surgeon(dense.layers, dense.layout, nothing, _BY_SIZE)
-
-    def calibrated(self) -> tuple[DenseModel, Surgeon]:
-        """Return the dense model in the dtype it runs in, pruned by Wanda: coarse files of worse models are refused."""
-        dense = open_model(self.name)
+    def opened(self, dtype: DTypeName) -> tuple[DenseModel, Surgeon]:
+        """Return the dense model and what prunes it, calibrated on WikiText-2 train."""
+        dense = open_model(self.name, dtype=dtype)
         length = min(512, dense.longest_sequence)
         tokens = tokenise(dense, str(DATA / "text" / "wikitext2.train-first1mb.txt"), 16 * length).view(16, length)
         store = PairStore(self.folder / "pairs.db")
-        judge = Evaluator(
-            dense, Texts({"calibrate": tokens}, {"calibrate": "WikiText-2 train"}), store, criterion=_WANDA
-        )
+        texts = Texts({"calibrate": tokens}, {"calibrate": "WikiText-2 train"})
+        judge = Evaluator(dense, texts, store, criterion=Criterion("wanda", "wanda", "none"))
         return dense, judge.surgeon
 
     def same(self) -> dict[str, Any]:
         """Compare exports of many architectures with the model in memory."""
-        dense, surgeon = self.opened()
+        dense, surgeon = self.opened("float32")
         everyone = architectures(dense, 6 if self.quick else COMPARED, np.random.default_rng([self.seed, 1]))
         rows = []
         for number, (name, architecture) in enumerate(everyone):
@@ -101,6 +95,7 @@ class Benchmark:
             "architectures": len(rows),
             "hf_max_logit_difference": max(row["hf"] for row in rows),
             "gguf_max_logit_difference": max(row["gguf"] for row in rows),
+            "gguf_beyond_0.001": [[row["gguf"], row["float32_rounding"]] for row in rows if row["float32_rounding"]],
             "forms": {form: sum(row["form"] == form for row in rows) for form in ("own code", "plain")},
             "llama_cpp": {kind: sum(row["llama_cpp"] == kind for row in rows) for kind in ("llama", "deci")},
         }
@@ -119,7 +114,13 @@ class Benchmark:
         told = record_of(place)
         [check] = told["checks"].values()
         surgeon.restore()
-        return {"hf": difference, "gguf": check["max_logit_difference"], "form": form, "llama_cpp": told["llama_cpp"]}
+        return {
+            "hf": difference,
+            "gguf": check["max_logit_difference"],
+            "float32_rounding": check.get("float32_rounding"),
+            "form": form,
+            "llama_cpp": told["llama_cpp"],
+        }
 
     def text(self) -> dict[str, Any]:
         """Compare the tokenizers on real lines."""
@@ -127,7 +128,7 @@ class Benchmark:
         return self.once(f"text {len(lines)}", lambda: self._read(lines))
 
     def _read(self, lines: Sequence[str]) -> dict[str, Any]:
-        dense, _ = self.opened()
+        dense = open_model(self.name)
         file = self.folder / "text.gguf"
         gguf.write_file(Source(dense.model, dense.layout.record), dense.tokenizer, file, STORAGE_TYPES["f16"], {})
         opened = LlamaCpp(file, 256, 1)
@@ -144,51 +145,53 @@ class Benchmark:
         """Time dense and pruned exports in turns, in each client."""
         files, kept = self._exports()
         settings = BenchSettings(16, 4, 2) if self.quick else BenchSettings(seed=self.seed)
-        rows = {}
-        for client, models in files.items():
-            key = f"speed {client} {settings}"
-            rows[client] = self.once(key, lambda own=models: self._timed(own, settings))
         found: dict[str, Any] = {
             name: {} for name in ("size_ratio", "prefill_speedup", "decode_speedup", "speedup_per_flop_removed")
         }
-        for client, (dense, *pruned) in rows.items():
-            for share, own in zip(kept, pruned, strict=True):
-                row = f"{client}, {share:.3f} of the FLOPs"
-                found["size_ratio"][row] = round(own["file_bytes"] / dense["file_bytes"], 4)
+        for client, (models, dtype) in files.items():
+            own = replace(settings, dtype=dtype)
+            dense, *pruned = self.once(f"speed {client} {own}", lambda own=own, models=models: self._timed(models, own))
+            for (what, share), row in zip(kept, pruned, strict=True):
+                name = f"{client}, {what}, {share:.3f} of the FLOPs"
+                found["size_ratio"][name] = round(row["file_bytes"] / dense["file_bytes"], 4)
                 for phase in ("prefill", "decode"):
-                    found[f"{phase}_speedup"][row] = [round(value, 4) for value in own[f"{phase}_speedup"]]
-                gone = 1 - 1 / own["prefill_speedup"][0]
-                found["speedup_per_flop_removed"][row] = round(gone / (1 - share), 3)
+                    found[f"{phase}_speedup"][name] = [round(value, 4) for value in row[f"{phase}_speedup"]]
+                gone = 1 - 1 / row["prefill_speedup"][0]
+                found["speedup_per_flop_removed"][name] = round(gone / (1 - share), 3)
         return found
 
     def _timed(self, models: Sequence[Path], settings: BenchSettings) -> list[dict[str, Any]]:
         return [each.to_dict() for each in bench([str(each) for each in models], settings, Reporter())]
 
-    def _exports(self) -> tuple[dict[str, list[Path]], list[float]]:
-        """Return the dense and the pruned models by client, and the shares of FLOPs that the pruned ones keep."""
-        dense, surgeon = self.calibrated()
+    def _exports(self) -> tuple[dict[str, tuple[list[Path], DTypeName]], list[tuple[str, float]]]:
+        """Return the dense and the pruned models by client, and what the pruned ones keep of the FLOPs."""
+        dense, surgeon = self.opened("auto")
         layout = dense.layout
         whole = Architecture.dense(layout)
-        chosen, shares = [whole], []
-        for share in KEPT_FLOPS:
-            space = build_space(layout, (Budget("flops_per_token", share),))
-            [architecture] = space.decode(sample(space, 1, np.random.default_rng([self.seed, 3])))
-            chosen.append(architecture)
-            shares.append(cost_of(layout, architecture).flops_per_token / cost_of(layout, whole).flops_per_token)
-        files: dict[str, list[Path]] = {}
-        for number, architecture in enumerate(chosen):
-            place = self.folder / f"timed-{self.seed}-{number}"
+        chosen, kept = [whole], []
+        for what in KINDS:
+            for share in KEPT_FLOPS:
+                space = build_space(layout, (Budget("flops_per_token", share),), whole_blocks=what == "whole blocks")
+                [architecture] = space.decode(sample(space, 1, np.random.default_rng([self.seed, 3])))
+                chosen.append(architecture)
+                flops = [cost_of(layout, each).flops_per_token for each in (architecture, whole)]
+                kept.append((what, flops[0] / flops[1]))
+        folders: list[Path] = []
+        files: dict[str, list[Path]] = {name: [] for name in TYPES}
+        for architecture in chosen:
+            place = self.folder / f"timed-{architecture.fingerprint}"
             if not (place / "gguf").exists():
                 surgeon.install(architecture)
                 model = standalone(dense, architecture)
-                huggingface.write_folder(model, dense, place / "folder", {"model": f"model-{number}"})
-                gguf.write_gguf(model, dense, place / "gguf", {"model": f"model-{number}"}, TYPES)
+                huggingface.write_folder(model, dense, place / "folder", {})
+                gguf.write_gguf(model, dense, place / "gguf", {}, TYPES)
                 surgeon.restore()
-            files.setdefault(f"transformers {dense.dtype}", []).append(place / "folder")
+            folders.append(place / "folder")
             for name in TYPES:
-                [file] = (place / "gguf").glob(f"*-{name.upper()}.gguf")
-                files.setdefault(f"llama.cpp {name.upper()}", []).append(file)
-        return files, shares
+                files[name] += (place / "gguf").glob(f"*-{name.upper()}.gguf")
+        dtypes: tuple[DTypeName, ...] = ("auto", "float32")
+        clients = {f"transformers {dense.dtype if dtype == 'auto' else dtype}": (folders, dtype) for dtype in dtypes}
+        return {**clients, **{f"llama.cpp {name.upper()}": (own, "auto") for name, own in files.items()}}, kept
 
 
 def architectures(dense: DenseModel, count: int, rng: np.random.Generator) -> list[tuple[str, Architecture]]:
@@ -247,7 +250,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for part in options.part or ("same", "text", "speed"):
         figures |= getattr(benchmark, part)()
-    dense, _ = benchmark.opened()
+    dense = open_model(benchmark.name)
     details = {"seed": options.seed, "environment": describe_environment(dense), "measured": benchmark.kept}
     finish("exports", figures, details, options.quick or bool(options.part))
 

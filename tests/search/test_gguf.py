@@ -369,6 +369,25 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
     @needs_llama_cpp
+    def test_a_file_that_is_another_model_by_a_thousandth(self, small, tmp_path, monkeypatch):
+        dense = open_model(str(small), dtype="float32")
+        plain = gguf_model.Source.tensors
+
+        def nearly(self):
+            return ((name, tensor * (1.001 if "blk.0.ffn_down" in name else 1)) for name, tensor in plain(self))
+
+        monkeypatch.setattr(gguf_model.Source, "tensors", nearly)
+        with pytest.raises(ExportError, match=r"its log-probabilities differ by up to 0\.0\d+; report this"):
+            written(dense, Architecture.dense(dense.layout), tmp_path / "out")
+
+    @needs_llama_cpp
+    def test_what_float32_itself_is_off_is_no_other_model(self, small, tmp_path, monkeypatch):
+        monkeypatch.setattr(gguf, "EXACT", 0.0)
+        dense = open_model(str(small), dtype="float32")
+        [check] = written(dense, Architecture.dense(dense.layout), tmp_path / "out")["checks"].values()
+        assert 0 < check["float32_rounding"] < 1e-4
+
+    @needs_llama_cpp
     def test_a_tokenizer_that_reads_otherwise(self, tmp_path, monkeypatch):
         folder = save_pico_of("llama", tmp_path / "pico", tokenizer=byte_level_tokenizer(text=" ".join(gguf._LINES)))
         dense = open_model(str(folder), dtype="float32")
