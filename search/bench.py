@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -46,14 +46,17 @@ class BenchSettings:
     seed: int = 0  # of the orders
 
     def __post_init__(self) -> None:
-        """Check the amounts.
+        """Check what is given.
 
         Raises:
-            SettingError: one is too small.
+            SettingError: an amount is too small, or the dtype unknown.
         """
         for name, least in (("prompt", 1), ("tokens", 2), ("rounds", 2)):
             if getattr(self, name) < least:
                 raise SettingError(f"--{name} must be at least {least}, but is {getattr(self, name)}; give more.")
+        if self.dtype not in get_args(DTypeName):
+            names = ", ".join(get_args(DTypeName))
+            raise SettingError(f"--dtype must be one of {names}, but is {self.dtype!r}; choose one.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.console import Console
 from search.commands.arguments import Json, RunArgument, app, print_json, read_architectures
 from search.folder import RunFolder
 from search.progress import Reporter
+from search.settings import DTypeName
 from space import Architecture
 
 
@@ -136,6 +137,7 @@ def bench(
     tokens: Annotated[int, typer.Option(help="Tokens that are written behind them.", min=2)] = 64,
     rounds: Annotated[int, typer.Option(help="Visits of each model, in turns.", min=2)] = 7,
     threads: Annotated[int | None, typer.Option(help="Default as many as torch takes.", min=1)] = None,
+    dtype: Annotated[str, typer.Option(help="That folders run in: auto, float32, bfloat16 or float16.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Time exports in their clients: prefill, decode, memory and size, dense against pruned in turns.
@@ -145,7 +147,7 @@ def bench(
     from search.bench import BenchSettings, speed_table
     from search.bench import bench as time_models
 
-    settings = BenchSettings(prompt, tokens, rounds, threads)
+    settings = BenchSettings(prompt, tokens, rounds, threads, cast("DTypeName", dtype))
     found = time_models(models, settings, Reporter(quiet=as_json))
     if as_json:
         print_json({"models": [each.to_dict() for each in found]})

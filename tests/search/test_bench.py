@@ -119,6 +119,8 @@ class TestRefusals:
     def test_too_few_rounds(self):
         with pytest.raises(SettingError, match="--rounds must be at least 2, but is 1; give more"):
             BenchSettings(rounds=1)
+        with pytest.raises(SettingError, match=r"--dtype must be one of auto, .*, but is 'int8'; choose one"):
+            BenchSettings(dtype="int8")
 
 
 def test_the_table_fits_a_terminal():

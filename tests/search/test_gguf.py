@@ -369,6 +369,18 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
     @needs_llama_cpp
+    def test_a_coarse_file_that_is_another_model(self, small, tmp_path, monkeypatch):
+        """What it costs to store a model coarsely is no proof, so a finer file is made for it, and taken away."""
+        dense = open_model(str(small), dtype="float32")
+        told = written(dense, Architecture.dense(dense.layout), tmp_path / "right", ("q4_0", "q8_0"))
+        assert {name for name in told["files"] if name.endswith("gguf")} == set(told["checks"])
+        assert len(told["checks"]) == 2
+        monkeypatch.setattr(gguf_model, "neighbours", lambda tensor, _: tensor)
+        with pytest.raises(ExportError, match=r"but proof.gguf is not: its next-token distribution is"):
+            written(dense, Architecture.dense(dense.layout), tmp_path / "out", ("q4_0",))
+        assert not (tmp_path / "out").exists()
+
+    @needs_llama_cpp
     def test_a_file_that_is_another_model_by_a_thousandth(self, small, tmp_path, monkeypatch):
         dense = open_model(str(small), dtype="float32")
         plain = gguf_model.Source.tensors
