@@ -161,7 +161,11 @@ class Benchmark:
         return found
 
     def _timed(self, models: Sequence[Path], settings: BenchSettings) -> list[dict[str, Any]]:
-        return [each.to_dict() for each in bench([str(each) for each in models], settings, Reporter())]
+        found = bench([str(each) for each in models], settings, Reporter())
+        return [
+            each.to_dict() | {"model": str(place.relative_to(self.folder))}
+            for each, place in zip(found, models, strict=True)
+        ]
 
     def _exports(self) -> tuple[dict[str, tuple[list[Path], DTypeName]], list[tuple[str, float]]]:
         """Return the dense and the pruned models by client, and what the pruned ones keep of the FLOPs."""
