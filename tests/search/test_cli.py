@@ -28,6 +28,7 @@ COMMANDS = (
     "latency",
     "report",
     "export",
+    "bench",
     "generate",
     "recover",
     "merge",
@@ -111,7 +112,9 @@ class TestJson:
 
     def test_export_and_generate(self, finished_run, tmp_path, capsys):
         assert call("export", finished_run, "--out", tmp_path / "mine", "--json") == 0
-        assert printed(capsys) == {"export": str(tmp_path / "mine")}
+        told = printed(capsys)
+        assert (told["export"], told["checked"]) == (str(tmp_path / "mine"), True)
+        assert told["files"]["model.safetensors"]["bytes"] == (tmp_path / "mine" / "model.safetensors").stat().st_size
         same = [(path / "model.safetensors").read_bytes() for path in (tmp_path / "mine", finished_run / "export")]
         assert same[0] == same[1]
         assert call("generate", tmp_path / "mine", "Once upon a time", "--tokens", 8, "--json") == 0
