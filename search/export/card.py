@@ -178,7 +178,7 @@ def _quality_row(label: str, model: Mapping[str, Any], split: str) -> str:
 
 def _recovered(record: Mapping[str, Any]) -> Iterator[str]:
     found = record.get("recovery")
-    if not found:
+    if not found or "recipe" not in found:
         return
     recipe = found["recipe"]
     how = f"low-rank additions of rank {recipe['rank']}" if recipe["rank"] else "all weights"

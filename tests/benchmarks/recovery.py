@@ -45,6 +45,7 @@ from evaluator.sources import tokenise
 from search.drafting import prompt_ids
 from search.environment import commit, device_name
 from search.export import huggingface
+from search.export.place import MARK
 from search.merging import merge_into
 from search.progress import Reporter
 from search.recovery import train
@@ -161,7 +162,8 @@ class _Bench:
         if variant.merged:
             students = [self.model(each) for each in variant.merged]
             merge_into(students, "slerp", 0.5)
-            student, told["merged"] = students[0], list(variant.merged)
+            student = students[0]
+            told["merged"] = {"method": "slerp", "of": list(variant.merged), "share": 0.5}
         elif variant.settings is None:
             return self._base(name)
         else:
@@ -169,7 +171,8 @@ class _Bench:
             cache, reporter = self.folder / "written", Reporter()
             learned = gather_samples(student, self.dense, variant.settings, cache, reporter)
             recovery = train(student, self.dense, learned, variant.settings.recipe, folder.with_suffix(".t"), reporter)
-            told["recovery"] = {**learned.told, **recovery.to_dict()}
+            recipe = variant.settings.recipe.to_dict()
+            told["recovery"] = {"recipe": recipe, **learned.told, **recovery.to_dict()}
         huggingface.write_folder(student.model, student, folder, told)
         return open_student(folder, device=self.device)
 
@@ -209,7 +212,7 @@ class _Bench:
         right = {task: self._right(model, items) for task, items in self.items.items()}
         questions = read_examples(GSM8K["test"], 10 if self.quick else 100)
         samples = encode_examples(model.tokenizer, questions, 1024).samples
-        file = Path(model.name) / huggingface.MARK
+        file = Path(model.name) / MARK
         told = json.loads(file.read_text()) if file.exists() else {}
         if "recovery" in told:
             told["recovery"].pop("losses")
