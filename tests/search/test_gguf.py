@@ -199,7 +199,7 @@ def test_a_context_is_no_longer_than_a_sliding_window(kind, length, tmp_path, mo
 
 @needs_llama_cpp
 class TestStorage:
-    @pytest.fixture(scope="class")
+    @pytest.fixture(scope="module")
     def wide(self, tmp_path_factory):
         """A model whose rows fit into the blocks of every format."""
         sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "initializer_range": 0.05}
@@ -250,7 +250,7 @@ def texts(data):
 
 @needs_llama_cpp
 class TestTokenizers:
-    @pytest.fixture(scope="class")
+    @pytest.fixture(scope="module")
     def said(self, tmp_path_factory):
         """Export a pico with a tokenizer and return what llama.cpp's does with texts, beside it."""
 
