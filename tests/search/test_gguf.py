@@ -96,6 +96,29 @@ SHAPES = {
 }
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model whose rows fit into the blocks of every format."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "initializer_range": 0.05}
+    tokenizer = byte_level_tokenizer()
+    folder = save_pico_of("llama", tmp_path_factory.mktemp("wide"), tokenizer=tokenizer, **sizes)
+    return open_model(str(folder), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """Export a pico with a tokenizer and return what llama.cpp's does with texts, beside it."""
+
+    def compare(tokenizer, lines):
+        place = tmp_path_factory.mktemp("tokenizer")
+        dense = open_model(str(save_pico_of("llama", place / "pico", tokenizer=tokenizer)), dtype="float32")
+        written(dense, Architecture.dense(dense.layout), place / "out")
+        opened = LlamaCpp(next((place / "out").glob("*.gguf")), 64, 1)
+        return [(opened.tokenised(line), dense.tokenizer(line)["input_ids"]) for line in lines]
+
+    return compare
+
+
 @needs_llama_cpp
 class TestFamilies:
     @pytest.mark.parametrize("shape", SHAPES)
@@ -199,14 +222,6 @@ def test_a_context_is_no_longer_than_a_sliding_window(kind, length, tmp_path, mo
 
 @needs_llama_cpp
 class TestStorage:
-    @pytest.fixture(scope="module")
-    def wide(self, tmp_path_factory):
-        """A model whose rows fit into the blocks of every format."""
-        sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "initializer_range": 0.05}
-        tokenizer = byte_level_tokenizer()
-        folder = save_pico_of("llama", tmp_path_factory.mktemp("wide"), tokenizer=tokenizer, **sizes)
-        return open_model(str(folder), dtype="float32")
-
     def test_every_type_loads_and_is_as_near_as_it_is_wide(self, wide, tmp_path):
         architecture = changed(wide.layout, l1={"mlp_width": 256})
         told = written(wide, architecture, tmp_path / "out", tuple(STORAGE_TYPES))
@@ -250,19 +265,6 @@ def texts(data):
 
 @needs_llama_cpp
 class TestTokenizers:
-    @pytest.fixture(scope="module")
-    def said(self, tmp_path_factory):
-        """Export a pico with a tokenizer and return what llama.cpp's does with texts, beside it."""
-
-        def compare(tokenizer, lines):
-            place = tmp_path_factory.mktemp("tokenizer")
-            dense = open_model(str(save_pico_of("llama", place / "pico", tokenizer=tokenizer)), dtype="float32")
-            written(dense, Architecture.dense(dense.layout), place / "out")
-            opened = LlamaCpp(next((place / "out").glob("*.gguf")), 64, 1)
-            return [(opened.tokenised(line), dense.tokenizer(line)["input_ids"]) for line in lines]
-
-        return compare
-
     @pytest.mark.parametrize("splits", ["gpt-2", "smollm", *_BY_PATTERN.values()])
     def test_byte_level_ones_read_real_text_the_same(self, splits, said, data):
         patterns = {name: pattern for pattern, name in _BY_PATTERN.items()}
