@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evaluator.standalone import OF_CLASS, assembled
 from space import ExportError
 
 _OWN_KEYS = ("pruning", "per_layer_config", "allow_global_per_layer_attribute_access", "auto_map", "kv_sharing_modes")
-_OF_CLASS = ("model_type", "architectures", "transformers_version", "_name_or_path", "_model_name_or_path")
 
 
 def even(model: PreTrainedModel) -> PreTrainedModel | None:
@@ -41,7 +41,7 @@ def even(model: PreTrainedModel) -> PreTrainedModel | None:
     path = family["layers"]
     renamed = {f"{path}.{old}.": f"{path}.{new}." for new, old in enumerate(kept)}
     weights = {_renamed(name, path, renamed): tensor for name, tensor in model.state_dict().items()}
-    return _stock_model(model, config, weights)
+    return assembled(_stock_class(model), config, weights, model)
 
 
 def padded(model: PreTrainedModel) -> PreTrainedModel:
@@ -68,7 +68,7 @@ def padded(model: PreTrainedModel) -> PreTrainedModel:
         config = _stock_config(model, range(len(layers)), groups, width)
     assert config is not None
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in type_of(model)(config).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in _stock_class(model)(config).state_dict().items()}
     given = model.state_dict()
     weights = {
         name: given[name]
@@ -76,10 +76,10 @@ def padded(model: PreTrainedModel) -> PreTrainedModel:
         else _filled(name, shape, model, family, given)
         for name, shape in shapes.items()
     }
-    return _stock_model(model, config, weights)
+    return assembled(_stock_class(model), config, weights, model)
 
 
-def type_of(model: PreTrainedModel) -> type[PreTrainedModel]:
+def _stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     """Return the stock class that one of our classes is made from."""
     found: type[PreTrainedModel] = type(model).__mro__[1]
     return found
@@ -98,7 +98,7 @@ def _stock_config(model: PreTrainedModel, kept: Sequence[int], groups: int, widt
     """Return the stock class's configuration with some layers, all of one shape; None where it cannot say that."""
     family, layers = _told(model)
     own = layers[kept[0]]
-    values = {key: value for key, value in model.config.to_dict().items() if key not in (*_OWN_KEYS, *_OF_CLASS)}
+    values = {key: value for key, value in model.config.to_dict().items() if key not in (*_OWN_KEYS, *OF_CLASS)}
     values[family["layer_count"]] = len(kept)
     types = getattr(model.config, "layer_types", None)
     values["layer_types"] = [types[index] for index in kept] if types else None
@@ -124,23 +124,6 @@ def _renamed(name: str, path: str, renamed: Mapping[str, str]) -> str:
         return name
     old = name[: name.index(".", len(path) + 1) + 1]
     return renamed[old] + name[len(old) :]
-
-
-def _stock_model(model: PreTrainedModel, config: PreTrainedConfig, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    config.dtype = model.dtype
-    with torch.device("meta"):
-        made = type_of(model)(config)
-    made.load_state_dict(weights, assign=True)
-    made.tie_weights()
-    # What no checkpoint holds, such as the frequencies of rotary embeddings, is that of the pruned model.
-    own = dict(model.named_buffers())
-    for name, buffer in list(made.named_buffers()):
-        if buffer.is_meta:
-            path, _, leaf = name.rpartition(".")
-            setattr(made.get_submodule(path), leaf, own[name])
-    made.generation_config = model.generation_config
-    made.eval()
-    return made
 
 
 def _filled(

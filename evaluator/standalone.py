@@ -4,15 +4,20 @@ Its class and configuration are those of an export, and no weight is copied, so 
 holds of the export.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evaluator.checkpoint import DenseModel
 from evaluator.pruned_model import PRUNED
 from space import Architecture
+
+# Keys of a configuration that another class has of its own.
+OF_CLASS = ("model_type", "architectures", "transformers_version", "_name_or_path", "_model_name_or_path")
 
 
 def pruned_config(dense: DenseModel, architecture: Architecture) -> PreTrainedConfig:
@@ -24,7 +29,7 @@ def pruned_config(dense: DenseModel, architecture: Architecture) -> PreTrainedCo
     """
     layout, family = dense.layout, dense.layout.record
     values = dense.model.config.to_dict()
-    for key in ("model_type", "architectures", "transformers_version", "_name_or_path", "_model_name_or_path"):
+    for key in OF_CLASS:
         values.pop(key, None)
     differing: dict[str, dict[str, Any]] = {}
     layers: list[dict[str, Any]] = []
@@ -70,15 +75,28 @@ def standalone(dense: DenseModel, architecture: Architecture) -> PreTrainedModel
         dense: the model, with `architecture` installed.
         architecture: what is kept.
     """
-    config = pruned_config(dense, architecture)
-    config.dtype = dense.model.dtype
-    with torch.device("meta"):
-        model: PreTrainedModel = PRUNED[dense.layout.family][1](config)
     weights = {name: tensor.contiguous() for name, tensor in dense.model.state_dict().items()}
+    return assembled(PRUNED[dense.layout.family][1], pruned_config(dense, architecture), weights, dense.model)
+
+
+def assembled(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, weights: Mapping[str, Tensor], like: PreTrainedModel
+) -> PreTrainedModel:
+    """Return a model that shares weights which are there.
+
+    Args:
+        kind: its class.
+        config: its configuration.
+        weights: by name.
+        like: a model of the same family, for the dtype and for what no checkpoint holds, such as the frequencies of
+            rotary embeddings, which depend on the dense sizes alone.
+    """
+    config.dtype = like.dtype
+    with torch.device("meta"):
+        model: PreTrainedModel = kind(config)
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
-    # What no checkpoint holds, such as the frequencies of rotary embeddings, depends on the dense sizes alone.
-    own = dict(dense.model.named_buffers())
+    own = dict(like.named_buffers())
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta:
             path, _, leaf = name.rpartition(".")

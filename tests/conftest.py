@@ -79,16 +79,20 @@ def patient_disk():
 @pytest.fixture
 def checked_here(monkeypatch):
     """Check exports in this process, for runs that are not about that: to start another takes longer than the run."""
-    from search.export import huggingface, verify
+    from search.export import gguf, huggingface, verify, verify_gguf
 
-    def run(command, **_):
-        try:
-            verify.main(*command[3:])
-        except SystemExit as stop:
-            return subprocess.CompletedProcess(command, 1, "", str(stop.code))
-        return subprocess.CompletedProcess(command, 0, "", "")
+    def here(main):
+        def run(command, **_):
+            try:
+                main(*command[3:])
+            except SystemExit as stop:
+                return subprocess.CompletedProcess(command, 1, "", str(stop.code))
+            return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(huggingface, "subprocess", SimpleNamespace(run=run))
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr(huggingface, "subprocess", here(verify.main))
+    monkeypatch.setattr(gguf, "subprocess", here(verify_gguf.main))
 
 
 @pytest.fixture

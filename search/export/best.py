@@ -22,7 +22,7 @@ from space import Architecture, ModelError, SettingError
 Write = Callable[[PreTrainedModel, DenseModel, Path, Mapping[str, Any]], None]
 FORMATS: dict[str, Callable[..., None]] = {
     "huggingface": huggingface.write_folder,
-    "padded": huggingface.write_padded,
+    "padded": partial(huggingface.write_folder, pad=True),
     "gguf": gguf.write_gguf,
 }
 
@@ -68,20 +68,20 @@ def export_best(
     return folder
 
 
-def _writer(format: str, types: Sequence[str]) -> Write:  # noqa: A002
-    if format not in FORMATS:
-        raise SettingError(f"An export's format must be one of {', '.join(FORMATS)}, but is {format!r}; choose one.")
-    if types and format != "gguf":
-        raise SettingError(f"--type is of GGUF files, but the format is {format}; leave it out, or add --format gguf.")
-    return partial(FORMATS[format], types=types) if types else FORMATS[format]
+def _writer(name: str, types: Sequence[str]) -> Write:
+    if name not in FORMATS:
+        raise SettingError(f"An export's format must be one of {', '.join(FORMATS)}, but is {name!r}; choose one.")
+    if types and name != "gguf":
+        raise SettingError(f"--type is of GGUF files, but the format is {name}; leave it out, or add --format gguf.")
+    return partial(FORMATS[name], types=types) if types else FORMATS[name]
 
 
-def _export_again(folder: Path, format: str, write: Write, target: Path | None, member: str | None) -> Path:  # noqa: A002
+def _export_again(folder: Path, name: str, write: Write, target: Path | None, member: str | None) -> Path:
     """Bring a model that was exported before, or a recovered one, into another format."""
     if member is not None:
         raise SettingError(f"--member is of a run with a Pareto set, but {str(folder)!r} is a model; leave it out.")
     named = folder if folder.name.strip(".") else folder.resolve()  # not where it is . or ..
-    target = target or named.with_name(f"{named.name}-{format}")
+    target = target or named.with_name(f"{named.name}-{name}")
     place.check_target(target)
     student = open_student(folder)
     record = {"licence": licence_of(str(folder)), "model": named.name, **record_of(folder)}

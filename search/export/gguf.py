@@ -23,7 +23,7 @@ from evaluator.checkpoint import quiet_transformers
 from search.export import llamacpp, place
 from search.export.card import card_of
 from search.export.gguf_model import Source
-from search.export.huggingface import fresh_environment
+from search.export.huggingface import check_promise, fresh_environment
 from search.export.picture import PICTURE, draw_layers
 from search.export.storage import STORAGE_TYPES, StorageType, storage_type, stored
 from space import ExportError, SettingError
@@ -77,6 +77,7 @@ def write_gguf(
         )
     with quiet_transformers():
         source = Source(model, in_memory.layout.record)
+    check_promise(record, sum(weight.numel() for weight in model.parameters()))
     stem = re.sub(r"[^\w.-]+", "-", Path(record.get("model") or "model").name)
     stem += "-pruned" * bool(record.get("architecture"))
 
@@ -154,7 +155,7 @@ class Probe:
     """
 
     def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._source, self._tokenizer = source, tokenizer
+        self._tokenizer = tokenizer
         model = source.model
         # Files of float32 weights are computed in float32, so the model in memory is as well.
         self._model = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
@@ -164,9 +165,9 @@ class Probe:
         self._lengths = sorted({min(length, len(self._tokens)) for length in _PROBED})
         self._plain = tokenizer("a")["input_ids"][-1]
 
-    def _log_probabilities(self, model: PreTrainedModel, tokens: Sequence[int], count: int) -> NDArray[np.float64]:
+    def _log_probabilities(self, model: PreTrainedModel, tokens: Sequence[int]) -> NDArray[np.float64]:
         """Return natural log-probabilities (positions, vocabulary) behind the prompts and what was written."""
-        lengths = [*self._lengths, *range(len(self._tokens), len(self._tokens) + count)]
+        lengths = [*self._lengths, *range(len(self._tokens), len(self._tokens) + _WRITTEN)]
         given = torch.tensor([list(tokens)], device=model.device)
         with torch.inference_mode(), quiet_transformers():
             logits: Tensor = model(given, use_cache=False).logits[0].cpu().double()
@@ -178,7 +179,7 @@ class Probe:
 
         Activations of a model that was cut to pieces may be so large that float32 errs by more than `EXACT` by itself.
         """
-        precise = self._log_probabilities(copy.deepcopy(self._model).double(), text, _WRITTEN)
+        precise = self._log_probabilities(copy.deepcopy(self._model).double(), text)
         own, theirs = (float(np.abs(each - precise)[precise > _LEAST].max()) for each in (expected, said))
         return own if theirs <= _ROUNDINGS * own else np.inf
 
@@ -195,7 +196,7 @@ class Probe:
         found = self._asked(file)
         said = np.concatenate([found["fresh"], found["cached"]])
         text = found["text"][:-1].tolist()
-        expected = self._log_probabilities(self._model, text, _WRITTEN)
+        expected = self._log_probabilities(self._model, text)
         known = expected > _LEAST
         difference = float(np.abs(said - expected)[known].max())
         kl = float(np.where(known, np.exp(expected) * (expected - said), 0.0).sum(1).mean())

@@ -26,8 +26,9 @@ from search.export import place
 from search.export.card import card_of
 from search.export.picture import PICTURE, draw_layers
 from space import ExportError
+from space.cost import BYTES_PER_VALUE
 
-MODELLING_FILE = "modeling_secateur"
+_MODELLING_FILE = "modeling_secateur"
 _PROBE_TOKENS = 128
 # Padded layers sum zeros in another order: so many units in the last place of the largest logit may differ.
 _UNITS_PADDED = 64
@@ -49,11 +50,14 @@ def write_folder(
         ExportError: the target is something else, the model cannot be padded, or the folder does not give the logits
             of the model in memory.
     """
-    own = type(model) in [kind for _, kind in PRUNED.values()]
+    own = _is_ours(model)
     with quiet_transformers():
         plain = even(model) if own else None
         form = "plain" if plain is not None or not own else "padded" if pad else "own code"
         chosen = plain if plain is not None else padded(model) if form == "padded" else model
+
+    if form != "padded":
+        check_promise(record, _weights(chosen))
 
     def fill(folder: Path) -> dict[str, Any]:
         with quiet_transformers():
@@ -65,9 +69,26 @@ def write_folder(
     place.write(target, fill, record, card_of)
 
 
-def write_padded(model: PreTrainedModel, in_memory: DenseModel, target: Path, record: Mapping[str, Any]) -> None:
-    """Write a pruned model as a folder of the family's stock class; see `write_folder`."""
-    write_folder(model, in_memory, target, record, pad=True)
+def check_promise(record: Mapping[str, Any], weights: int) -> None:
+    """Check that a model has as many weights as its record promises, where it does.
+
+    Args:
+        record: with the closed-form cost.
+        weights: of the model.
+
+    Raises:
+        ExportError: it has more or fewer.
+    """
+    promised = (record.get("cost") or {}).get("weight_bytes")
+    if promised is not None and promised != BYTES_PER_VALUE * weights:
+        raise ExportError(
+            f"A model must have the {promised // BYTES_PER_VALUE:,} weights that its cost counts, but has {weights:,}; "
+            "report this, and keep the run folder."
+        )
+
+
+def _is_ours(model: PreTrainedModel) -> bool:
+    return type(model) in [kind for _, kind in PRUNED.values()]
 
 
 def _weights(model: PreTrainedModel) -> int:
@@ -76,18 +97,18 @@ def _weights(model: PreTrainedModel) -> int:
 
 
 def _save(model: PreTrainedModel, in_memory: DenseModel, folder: Path) -> None:
-    own = type(model) in [kind for _, kind in PRUNED.values()]
+    own = _is_ours(model)
     if own:
         model.config.auto_map = {
-            "AutoConfig": f"{MODELLING_FILE}.{type(model.config).__name__}",
-            "AutoModelForCausalLM": f"{MODELLING_FILE}.{type(model).__name__}",
+            "AutoConfig": f"{_MODELLING_FILE}.{type(model.config).__name__}",
+            "AutoModelForCausalLM": f"{_MODELLING_FILE}.{type(model).__name__}",
         }
     if in_memory.model.generation_config is not None:
         model.generation_config = in_memory.model.generation_config
     model.save_pretrained(folder)
     in_memory.tokenizer.save_pretrained(folder)
     if own:
-        shutil.copyfile(inspect.getfile(pruned_model), folder / f"{MODELLING_FILE}.py")
+        shutil.copyfile(inspect.getfile(pruned_model), folder / f"{_MODELLING_FILE}.py")
 
 
 def verify(in_memory: DenseModel, folder: Path, weights: int, exact: bool = True) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from space import ExportError, ModelError
 
 MARK = "secateur.json"  # names the folder as an export of ours, so that it may be replaced
-CARD = "README.md"
+_CARD = "README.md"
 _OF_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 # Fills a folder with a model, checks it, and returns what there is to add to the record.
@@ -19,7 +19,7 @@ Fill = Callable[[Path], Mapping[str, Any]]
 
 
 def check_target(target: Path) -> None:
-    """Check that an export can go to a folder, before there is any work.
+    """Check that an export can go to a folder, before there is any work; one that was killed there is put right.
 
     Raises:
         ExportError: the folder holds something else than an export of ours, or is none but a name on the hub.
@@ -76,7 +76,7 @@ def write(target: Path, fill: Fill, record: Mapping[str, Any], card: Callable[[M
         found = dict(fill(beside))
         files = {path.name: _described(path) for path in sorted(beside.iterdir()) if path.is_file()}
         whole = {**record, **found, "files": files}
-        (beside / CARD).write_text(card(whole), encoding="utf-8")
+        (beside / _CARD).write_text(card(whole), encoding="utf-8")
         (beside / MARK).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -95,9 +95,12 @@ def _beside(target: Path, what: str) -> Path:
 def _finish(target: Path) -> None:
     """Undo what an export left that was killed between its two renamings."""
     old = _beside(target, "old")
-    if old.exists() and not target.exists():
+    if not (old / MARK).is_file():  # nothing of ours
+        return
+    if target.exists():
+        shutil.rmtree(old)
+    else:
         old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _described(path: Path) -> dict[str, Any]:

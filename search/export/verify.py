@@ -1,4 +1,4 @@
-"""Run in a fresh process after an export: loads the folder and compares its logits with stored ones, bit for bit."""
+"""Run in a fresh process after an export: loads the folder and compares logits, weights and what a cache changes."""
 
 import sys
 from pathlib import Path

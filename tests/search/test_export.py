@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,6 +19,7 @@ from search.export import huggingface as exporting
 from search.export import place
 from search.export.best import FORMATS, export_best, generate_text
 from search.export.card import licence_of
+from search.export.gguf import write_gguf
 from search.export.huggingface import write_folder
 from search.export.picture import PICTURE
 from search.export.place import MARK
@@ -26,7 +27,7 @@ from space import Architecture, ExportError, ModelError, RunFolderError, Setting
 from space.cost import fixed_cost
 from tests.evaluator.pieces import logits_of, make_surgeon, mixed
 from tests.pico import pico_tokens
-from tests.search.command import ROOT, call, fingerprints, refusal, start
+from tests.search.command import ROOT, call, fingerprints, refusal
 
 
 def export(dense, architecture, folder, verified=True):
@@ -221,6 +222,14 @@ def test_an_export_with_other_weights_is_refused(pico, tmp_path, checked_here, m
         export(pico, mixed(pico), tmp_path / "mine")
 
 
+def test_an_export_with_other_weights_than_its_cost_counts_is_refused(pico, tmp_path):
+    model = standalone(pico, Architecture.dense(pico.layout))
+    for write in (write_folder, write_gguf):
+        with pytest.raises(ExportError, match=r"must have the 50 weights that its cost counts, but has [\d,]+; report"):
+            write(model, pico, tmp_path / "mine", {"cost": {"weight_bytes": 100}})
+    assert not (tmp_path / "mine").exists()
+
+
 def test_layers_that_are_alike_need_no_code_of_ours(pico, tmp_path, checked_here):
     architecture = Architecture.dense(pico.layout).replace(2, kv_groups=0, mlp_width=0)
     logits = export(pico, architecture, tmp_path / "mine")
@@ -280,25 +289,50 @@ class TestPlace:
         assert fingerprints(target) == before
         assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
-    @pytest.mark.parametrize("moment", range(3))
-    def test_killed_in_the_middle_leaves_the_older_one_or_the_new_one(self, finished_run, moment, capsys):
-        """SIGKILL after a while that grows: whatever is there then is whole, and the same command ends it."""
-        target, before = finished_run / "export", fingerprints(finished_run / "export")
-        process = start("export", finished_run)
-        time.sleep(2 + moment)
-        process.kill()
-        process.wait()
-        left = {path.name for path in finished_run.iterdir()} - {".export.partial", ".export.old"}
-        place.check_target(target)
-        after = fingerprints(target)
-        same = {name for name in before if name not in (MARK, "README.md")}
-        assert {name: after[name] for name in same} == {name: before[name] for name in same}
-        assert "best.json" in left
+    @pytest.mark.parametrize("renaming", [1, 2, 3])
+    def test_killed_at_any_of_its_renamings_it_leaves_the_older_one_or_the_new_one(self, renaming, tmp_path):
+        code = """
+import os, signal, sys
+from pathlib import Path
+from search.export import place
 
-    @pytest.mark.parametrize("format", ["huggingface", "padded", "gguf"])
-    def test_a_full_disk_leaves_what_was_there(self, small_disk, finished_run, format, checked_here, capsys):  # noqa: A002
+left, plain = int(sys.argv[2]), Path.rename
+
+def rename(self, target):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, target)
+
+def fill(folder):
+    (folder / "model").write_text("new")
+    return {}
+
+Path.rename = rename
+place.write(Path(sys.argv[1]), fill, {}, lambda _: "card")
+"""
+        target = tmp_path / "mine"
+        target.mkdir()
+        (target / "model").write_text("old")
+        (target / MARK).write_text("{}")
+        command = [sys.executable, "-c", code, str(target), str(renaming)]
+        killed = subprocess.run(command, cwd=ROOT, check=False).returncode
+        assert killed == (0 if renaming == 3 else -signal.SIGKILL)
+        place.check_target(target)
+        assert (target / "model").read_text() == ("new" if renaming == 3 else "old")
+        assert (tmp_path / ".mine.old").exists() is False
+
+    def test_a_folder_beside_that_is_none_of_ours_stays(self, tmp_path):
+        (tmp_path / ".mine.old").mkdir()
+        (tmp_path / ".mine.old" / "thesis.tex").write_text("x")
+        place.check_target(tmp_path / "mine")
+        assert [path.name for path in tmp_path.rglob("*")] == [".mine.old", "thesis.tex"]
+
+    @pytest.mark.parametrize("form", ["huggingface", "padded", "gguf"])
+    def test_a_full_disk_leaves_what_was_there(self, small_disk, finished_run, form, checked_here, capsys):
         place, grow = small_disk
-        command = ("export", finished_run, "--format", format, "--out", place / "out")
+        command = ("export", finished_run, "--format", form, "--out", place / "out")
         for size in ("16k", "300k"):
             grow(size)
             assert call(*command) == 2

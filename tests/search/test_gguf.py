@@ -1,7 +1,6 @@
 """A GGUF file is the model in memory to llama.cpp, whatever was removed, or it is refused."""
 
 import json
-import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from evaluator import open_model, standalone
-from search.export import gguf, gguf_model, llamacpp, verify_gguf
+from search.export import gguf, gguf_model, llamacpp
 from search.export.best import export_best
 from search.export.llamacpp import LlamaCpp
 from search.export.packing import Block, pack
@@ -23,6 +22,7 @@ from tests.evaluator.pieces import make_surgeon
 from tests.pico import byte_level_tokenizer, save_pico_of
 from tests.search.command import call, refusal
 
+pytestmark = pytest.mark.usefixtures("checked_here")
 needs_llama_cpp = pytest.mark.skipif(not llamacpp.is_installed(), reason="needs xllamacpp (secateur[llamacpp])")
 KINDS = {
     "llama": {},
@@ -34,20 +34,6 @@ KINDS = {
     "qwen3": {"tie_word_embeddings": True},
 }
 EVEN, UNEVEN = {"qwen2": "qwen2", "qwen3": "qwen3"}, {"qwen3": "openelm"}
-
-
-@pytest.fixture(autouse=True)
-def asked_here(monkeypatch):
-    """Ask llama.cpp in this process: to start another takes longer than the answer."""
-
-    def run(command, **_):
-        try:
-            verify_gguf.main(*command[3:])
-        except SystemExit as stop:
-            return subprocess.CompletedProcess(command, 1, "", str(stop.code))
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(gguf, "subprocess", SimpleNamespace(run=run))
 
 
 @pytest.fixture(scope="module", params=KINDS)
