@@ -82,8 +82,8 @@ def export(
     format: Annotated[  # noqa: A002  the option's name
         str,
         typer.Option(
-            help="huggingface: as small and fast as searched, in transformers. gguf: the same in llama.cpp, Ollama, LM "
-            "Studio (Llama, Mistral, Qwen2 and Qwen3). padded: for whatever reads the family's stock class; as big as "
+            help="huggingface: as small and fast as searched, in transformers. gguf: the same in llama.cpp (Llama, "
+            "Mistral, Qwen2 and Qwen3). padded: for whatever reads the family's stock class; as big as "
             "the widest layer makes it."
         ),
     ] = "huggingface",

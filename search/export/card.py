@@ -238,7 +238,7 @@ def _loading_gguf(record: Mapping[str, Any]) -> Iterator[str]:
     names = [name for name in record.get("files") or {} if name.endswith(".gguf")]
     name = names[0] if names else "FILE.gguf"
     yield from ("```sh", f"llama-cli -m {name}", f"llama-server -m {name}", "```", "")
-    yield f"llama.cpp runs it as `{record['llama_cpp']}`; Ollama and LM Studio are built on it."
+    yield f"llama.cpp runs it as `{record['llama_cpp']}`."
     yield from ("", "| file | bytes | KL from the weights before they were stored so |", "| --- | --- | --- |")
     for each in names:
         check = record["checks"].get(each)
