@@ -20,7 +20,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[filters,hub,llamacpp,notebooks,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[accuracy,filters,hub,llamacpp,notebooks,test]'
 	touch $@
 
 clean:
