@@ -52,6 +52,7 @@ class RunFolder:
         self.predictor = path / "predictor"
         self.study_file = path / "study.db"
         self.best_file = path / "best.json"
+        self.accuracy_file = path / "accuracy.json"  # by what was asked, see `search.accuracy`
         self.report_file = path / "report.html"
         self.export = path / "export"
 
@@ -277,6 +278,14 @@ class RunFolder:
                 f"{', '.join(missing)}; delete it and repeat the command that began the run."
             )
         return values
+
+    def accuracy(self) -> dict[str, Any]:
+        """Return the accuracies of the run's models by what was asked; empty where nothing was.
+
+        Raises:
+            RunFolderError: the file is damaged.
+        """
+        return self.read_json(self.accuracy_file) if self.accuracy_file.exists() else {}
 
     def read_json(self, file: Path) -> dict[str, Any]:
         """Read one of the folder's JSON files.

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from search.accuracy_figure import accuracy_sections
 from search.calibration_words import calibration_in_words
 from search.comparison import PairRow, comparison, duration, headline, notes, pareto_front, title_of
 from search.figures import Drawing, pareto_drawing, prediction_drawing
@@ -81,12 +82,15 @@ def print_report(best: Mapping[str, Any], console: Console) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def render_report(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> str:
+def render_report(
+    best: Mapping[str, Any], pairs: Sequence[PairRow], accuracy: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
     """Return one self-contained HTML page about a run.
 
     Args:
         best: the content of a run's `best.json`.
         pairs: the architectures that the run measured.
+        accuracy: the content of its `accuracy.json`; None where no task was asked.
 
     Raises:
         RunFolderError: the content is of another format.
@@ -117,6 +121,7 @@ def render_report(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> str:
 <section aria-labelledby="comparison"><h2 id="comparison">Comparison</h2>
 {table}
 {lines}</section>
+{accuracy_sections(accuracy or {})}
 {figures}
 <section aria-labelledby="protocol"><h2 id="protocol">How it was measured</h2>
 {_protocol(best)}</section>
@@ -126,20 +131,26 @@ def render_report(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> str:
     )
 
 
-def write_report(folder: Path, best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Path:
+def write_report(
+    folder: Path,
+    best: Mapping[str, Any],
+    pairs: Sequence[PairRow],
+    accuracy: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
     """Write `report.html` into a run's folder and return its path; a reader never sees half a page.
 
     Args:
         folder: the run's folder, which must exist.
         best: the content of its `best.json`.
         pairs: the architectures that the run measured.
+        accuracy: the content of its `accuracy.json`; None where no task was asked.
 
     Raises:
         RunFolderError: `best` is of another format.
         ArchitectureError: an architecture in `best` is damaged.
     """
     path = folder / "report.html"
-    write_text(path, render_report(best, pairs))
+    write_text(path, render_report(best, pairs, accuracy))
     return path
 
 

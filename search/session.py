@@ -151,10 +151,8 @@ def rewrite_report(run: RunFolder) -> Path:
         PredictorError: its pairs cannot carry a predictor.
     """
     best = run.best()
-    if best["quality"]:
-        predictor, known = _fitted(run, None)
-        return write_report(run.path, best, pair_rows(known.pairs, run.search_space(), predictor))
-    return write_report(run.path, best, pair_rows(_known(run).pairs, run.search_space(), None))
+    predictor, known = _fitted(run, None) if best["quality"] else (None, _known(run))
+    return write_report(run.path, best, pair_rows(known.pairs, run.search_space(), predictor), run.accuracy())
 
 
 def _fitted(run: RunFolder, seed: int | None) -> tuple[AccuracyPredictor, "_Known"]:

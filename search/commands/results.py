@@ -61,6 +61,7 @@ def report(folder: RunArgument, as_json: Json = False) -> None:
     """Print a finished run's comparison and write report.html anew."""
     opened = RunFolder(folder)
     best = opened.best()
+    from search.accuracy_figure import accuracy_table
     from search.report import print_report
     from search.session import rewrite_report
 
@@ -70,6 +71,8 @@ def report(folder: RunArgument, as_json: Json = False) -> None:
         return
     console = Console()
     print_report(best, console)
+    for found in opened.accuracy().values():
+        console.print(accuracy_table(found))
     console.print(f"Page: {page}", soft_wrap=True)
 
 
