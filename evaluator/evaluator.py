@@ -1,21 +1,23 @@
 """The evaluator: architectures in, measured pairs out, each measured once and kept at once."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evaluator.accuracy import BATCH_TOKENS, Reference, estimating_pays, make_reference, score_tokens
+from evaluator.accuracy import BATCH_TOKENS, Reference, TokenScores, estimating_pays, make_reference, score_tokens
+from evaluator.boundaries import boundaries, replayed
 from evaluator.calibration import calibrate
 from evaluator.checkpoint import DenseModel, quiet_transformers
-from evaluator.kernels import EAGER, KernelsName, choose_kernels, running_by
+from evaluator.harness.items import Aim, ItemReference
+from evaluator.kernels import EAGER, KernelsName, choose_kernels
 from evaluator.measurement import DIVERGENCE, ESTIMATED_DIVERGENCE, Measurement, Protocol
-from evaluator.memory import PREFIX_SHARE, allowance, give_back, levels_allowance
-from evaluator.pruning import Levels, Surgeon, passed_over
+from evaluator.memory import give_back, levels_allowance
+from evaluator.pruning import Levels, Surgeon
 from evaluator.pruning.statistics import LayerStatistics
 from evaluator.recovery.short import ShortRecipe, ShortRecovery
 from evaluator.slopes import FORWARD_PASSES, Slopes
@@ -26,6 +28,7 @@ from evaluator.store import PairStore
 from evaluator.stream import Stream, gather_stream
 from space import Architecture, Choice, Criterion
 
+SEARCHED = ("search", "validate")  # splits that a search chooses by
 _POLL_SECONDS = 0.2  # between looks at what other processes measure
 
 
@@ -44,6 +47,8 @@ class Evaluator:
         kernels: by which steps to measure; see `choose_kernels`.
         recovery: what is done before a measurement on the texts that a search chooses by; None measures models as they
             are pruned.
+        aim: draws items of tasks by split, `search` and `validate`, that are answered instead of reading these texts;
+            None measures on text alone.
 
     Raises:
         RunFolderError: the statistics in the folder are damaged.
@@ -61,6 +66,7 @@ class Evaluator:
         progress: Callable[[int], None] = lambda _: None,
         kernels: KernelsName = "auto",
         recovery: ShortRecipe | None = None,
+        aim: Callable[[], Aim] | None = None,
     ) -> None:
         self.dense = dense
         self.kernels = choose_kernels(kernels, dense)
@@ -69,11 +75,13 @@ class Evaluator:
         self.store = store
         self.criterion = criterion or Criterion()
         self.recovery = recovery
+        self._draw = aim
         self._recovering: ShortRecovery | None = None
         self._folder = folder
         self._held: tuple[Sequence[LayerStatistics], str] | None = None  # of `calibrated_on`
         self.surgeon = self._surgeon(progress)
         self._references: dict[str, Reference] = {}
+        self._answered: dict[str, ItemReference] = {}
         self._prefixes: dict[str, dict[int, Tensor]] = {}  # by the layer that they go into
 
     def _surgeon(self, progress: Callable[[int], None] = lambda _: None) -> Surgeon:
@@ -122,6 +130,8 @@ class Evaluator:
 
     def protocol(self, split: str) -> Protocol:
         """Return the protocol of measurements on a split."""
+        if self._is_aimed(split):
+            return self._aimed(split)
         tokens = self.texts.of(split)
         return Protocol(
             weights_hash=self.dense.weights_hash,
@@ -138,13 +148,40 @@ class Evaluator:
             recovery=str(self.recovery) if self._recovers(split) else "none",
         )
 
+    @functools.cached_property
+    def aim(self) -> Aim | None:
+        """What models are to answer where a search chooses."""
+        return None if self._draw is None else self._draw()
+
+    def _aimed(self, split: str) -> Protocol:
+        aim = self.aim
+        assert aim is not None
+        items = aim.items[split]
+        return Protocol(
+            weights_hash=self.dense.weights_hash,
+            text=items.fingerprint,
+            text_source=items.title,
+            split=split,
+            tokens=items.tokens,
+            sequence_length=items.longest,
+            criterion=str(self.criterion),
+            calibration=self.texts.fingerprint("calibrate"),
+            dtype=self.dense.dtype,
+            divergence=aim.loss,
+            recovery=str(self.recovery) if self.recovery else "none",
+        )
+
+    def _is_aimed(self, split: str) -> bool:
+        """Return whether models answer items instead of reading a split."""
+        return self._draw is not None and split in SEARCHED
+
     def _recovers(self, split: str) -> bool:
         """Return whether models are recovered before they are measured on a split: where a search chooses by it.
 
         The beginnings of splits rank sub-blocks alone, which lose too little to get anything back; what is reported is
         what is exported.
         """
-        return self.recovery is not None and split in ("search", "validate")
+        return self.recovery is not None and split in SEARCHED
 
     def _estimated(self, split: str) -> bool:
         """Return whether the quicker loss is good enough: for the text that only ranks, its error is below that of
@@ -254,33 +291,50 @@ class Evaluator:
         return known
 
     def _measure(self, architecture: Architecture, split: str, protocol: Protocol) -> Measurement:
+        if self._recovers(split) or self._is_aimed(split):
+            return self._measure_student(architecture, split, protocol)
         reference = self._reference(split)
-        if self._recovers(split):
-            return self._measure_recovered(architecture, split, reference, protocol)
         started = time.perf_counter()
         self.surgeon.install(architecture)
         changed = architecture.changed_layers(Architecture.dense(self.dense.layout))
         prefix = self._prefixes.get(split, {})
         first = max((index for index in prefix if changed and index <= changed[0]), default=0)
-        replay = _replayed(self.dense.layers, first, prefix[first]) if first else contextlib.nullcontext()
+        replay = replayed(self.dense.layers, first, prefix[first]) if first else contextlib.nullcontext()
         with replay:
             scores = score_tokens(self.dense, reference, self.kernels, self._estimated(split))
         return Measurement.from_scores(scores, len(reference.tokens), protocol, time.perf_counter() - started)
 
-    def _measure_recovered(
-        self, architecture: Architecture, split: str, reference: Reference, protocol: Protocol
-    ) -> Measurement:
+    def _measure_student(self, architecture: Architecture, split: str, protocol: Protocol) -> Measurement:
+        """Measure an architecture as a model of its own: recovered first, or by what it answers."""
         started = time.perf_counter()
-        if self._recovering is None and self.recovery is not None:
-            self.surgeon.restore()
-            self._recovering = ShortRecovery(self.dense, self.texts.of("calibrate"), self.recovery)
-        assert self._recovering is not None
+        score, units = self._scorer(split)
+        recovering = self._short_recovery() if self._recovers(split) else None
         self.surgeon.install(architecture)
         with quiet_transformers():  # which takes layers of their own widths for a risk
             student = replace(self.dense, model=standalone(self.dense, architecture))
-        with self._recovering.recovered(student):
-            scores = score_tokens(student, reference, EAGER, self._estimated(split))
-        return Measurement.from_scores(scores, len(reference.tokens), protocol, time.perf_counter() - started)
+        with recovering.recovered(student) if recovering else contextlib.nullcontext():
+            scores = score(student)
+        found = Measurement.from_scores(scores, units, protocol, time.perf_counter() - started)
+        return replace(found, tokens=protocol.tokens)
+
+    def _scorer(self, split: str) -> tuple[Callable[[DenseModel], TokenScores], int]:
+        """Return what scores a model on a split, and of how many sequences or items."""
+        if not self._is_aimed(split):
+            reference = self._reference(split)
+            estimated = self._estimated(split)
+            return lambda student: score_tokens(student, reference, EAGER, estimated), len(reference.tokens)
+        aim = self.aim
+        assert aim is not None
+        if split not in self._answered:
+            self.surgeon.restore()
+            self._answered[split] = aim.reference(self.dense, split)
+        return self._answered[split].scores, len(aim.items[split].choices)
+
+    def _short_recovery(self) -> ShortRecovery | None:
+        if self._recovering is None and self.recovery is not None:
+            self.surgeon.restore()
+            self._recovering = ShortRecovery(self.dense, self.texts.of("calibrate"), self.recovery)
+        return self._recovering
 
     def _reference(self, split: str) -> Reference:
         if split not in self._references:
@@ -289,36 +343,9 @@ class Evaluator:
             self._references[split] = make_reference(self.dense, tokens, self.kernels)
             # One batch only: a prefix of several would have to be replayed batch by batch.
             if tokens.numel() <= BATCH_TOKENS:
-                self._prefixes[split] = self._boundaries(tokens)
+                self._prefixes[split] = boundaries(self.dense, tokens, self.kernels)
             give_back()
         return self._references[split]
-
-    def _boundaries(self, tokens: Tensor) -> dict[int, Tensor]:
-        """Return the dense model's hidden states (sequences, sequence_length, hidden) before its layers.
-
-        From there a measurement starts at the first layer that an architecture changes, which is half of the work where
-        one layer is changed. Kept are as many, evenly spaced, as memory allows.
-        """
-        dense, layout = self.dense, self.dense.layout
-        size = tokens.numel() * layout.hidden_size * dense.model.dtype.itemsize
-        count = min(layout.layers - 1, allowance(PREFIX_SHARE, dense.weights_bytes) // size)
-        wanted = [round(layout.layers * place / (count + 1)) for place in range(1, count + 1)]
-        found: dict[int, Tensor] = {}
-
-        def keep(index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                found[index] = inputs[0]
-
-            return hook
-
-        handles = [dense.layers[index].register_forward_pre_hook(keep(index)) for index in wanted]
-        try:
-            with torch.inference_mode(), running_by(self.kernels, dense.decoder):
-                dense.decoder(tokens.to(dense.model.device), use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found
 
     def work(self, architecture: Architecture, split: str) -> float:
         """Return what measuring an architecture costs, in tokens through the whole decoder.
@@ -326,9 +353,10 @@ class Evaluator:
         On a text that is measured in one batch, the layers before the first that an architecture changes are not run.
         A recovery before the measurement counts as well.
         """
+        more = self.recovery.work if self.recovery is not None and self._recovers(split) else 0.0
+        if more or self._is_aimed(split):
+            return self.protocol(split).tokens + more
         tokens = self.texts.of(split)
-        if self.recovery is not None and self._recovers(split):
-            return tokens.shape[0] * (tokens.shape[1] - 1) + self.recovery.work
         changed = architecture.changed_layers(Architecture.dense(self.dense.layout))
         skipped = changed[0] if changed and tokens.numel() <= BATCH_TOKENS else 0
         return tokens.shape[0] * (tokens.shape[1] - 1) * (1 - skipped / self.dense.layout.layers)
@@ -340,14 +368,3 @@ class Evaluator:
     def describe(self) -> dict[str, object]:
         """Return what every measurement of this evaluator depends on, by split."""
         return {split: asdict(self.protocol(split)) for split in ("search", "validate", "report")}
-
-
-@contextlib.contextmanager
-def _replayed(layers: nn.ModuleList, first: int, hidden: Tensor) -> Iterator[None]:
-    """Let layer `first` start from stored hidden states, and those before it do nothing."""
-    handle = layers[first].register_forward_pre_hook(lambda _, inputs: (hidden, *inputs[1:]))
-    try:
-        with passed_over(list(layers[:first])):
-            yield
-    finally:
-        handle.remove()

@@ -5,63 +5,26 @@ one, the recovered winner. Other models are compared with the first, a lone expo
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from evaluator import DenseModel, Evaluator, hash_weights, open_model, standalone
 from evaluator.builtin import cache_folder
 from evaluator.checkpoint import quiet_transformers
 from evaluator.recovery.student import OWN_TYPE, open_student
+from search.accuracy_settings import AccuracySettings
 from search.environment import describe_environment
 from search.export.place import record_of
 from search.folder import RunFolder, write_json
 from search.progress import Reporter
 from search.session import open_evaluator
+from search.settings import DTypeName
 from space import Architecture, SettingError
 
 if TYPE_CHECKING:
     from evaluator.harness.answers import Score
     from evaluator.harness.evaluation import Exam
-
-INSTALL = "pip install 'secateur[accuracy]'"
-
-
-@dataclass(frozen=True, slots=True)
-class AccuracySettings:
-    """What is asked.
-
-    Args:
-        presets: names of `evaluator.harness.tasks.PRESETS`.
-        tasks: names of the harness, or NAME@SHOTS.
-        limit: items of each task at most, a seeded sample; None asks all.
-        seed: of the sample.
-        data: folder of local files; None takes the harness' own data, from the hub or its cache.
-
-    Raises:
-        SettingError: lm-eval is not installed, or the limit leaves too few items for an error.
-    """
-
-    presets: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    limit: int | None = None
-    seed: int = 0
-    data: Path | None = None
-
-    def __post_init__(self) -> None:
-        if find_spec("lm_eval") is None:
-            raise SettingError(f"Tasks are asked by the package lm-eval, which is not installed here; {INSTALL}.")
-        if self.limit is not None and self.limit < 2:
-            raise SettingError(f"--limit must leave at least 2 items of a task, but is {self.limit}; raise it.")
-        if self.data is not None and not self.data.is_dir():
-            raise SettingError(f"--task-data must be a folder, but {str(self.data)!r} is none; check the path.")
-
-    @property
-    def title(self) -> str:
-        """What is asked, in words."""
-        names = ", ".join((*self.presets, *self.tasks))
-        return names if self.limit is None else f"{names}; at most {self.limit} items of a task, seed {self.seed}"
 
 
 def evaluate(
@@ -102,9 +65,10 @@ def evaluate(
         raise SettingError(
             "--architecture is of a run, whose criterion it is pruned by, but no run is given; give one."
         )
-    asked = asked_for(settings.presets, settings.tasks)
+    asked = asked_for(settings.ask)
     with reporter.stage("Making prompts", len(asked), "tasks") as advance:
-        exams = set_exams(asked, settings.data, settings.limit, settings.seed, progress=advance)
+        left = run.searched_items() if of_run else {}
+        exams = set_exams(asked, settings.data, settings.limit, settings.seed, left, progress=advance)
     opened = _of_run(run, architectures or {}, device) if of_run else _of_names(list(map(str, models)), device)
     answered: dict[str, list[Score]] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -152,7 +116,10 @@ def installed(judge: Evaluator, architecture: Architecture) -> DenseModel:
 def _of_names(names: list[str], device: str) -> Iterator[tuple[str, DenseModel]]:
     """Yield models by name; before a lone export the dense model that it was made of."""
     if len(names) == 1 and (dense := _made_of(names[0])):
-        names = [dense, *names]
+        student = _opened(names[0], device)  # of which the dense model has the dtype
+        yield dense, open_model(dense, dtype=cast(DTypeName, student.dtype), device=device)
+        yield names[0], student
+        return
     for name in names:
         yield name, _opened(name, device)
 

@@ -16,7 +16,17 @@ from space import LatencyTable, SettingError
 
 ANSWER_FILE = "answer.json"
 EARLIER = "earlier"  # origin of the pairs that another run measured
-_KEPT = ("model", "text", "criterion", "dtype", "device", "kernels", "seed")  # what a measurement depends on
+_KEPT = (
+    "model",
+    "text",
+    "criterion",
+    "recovery",
+    "tasks",
+    "dtype",
+    "device",
+    "kernels",
+    "seed",
+)  # what a measurement depends on
 _DRAWS = 31  # the stream of random numbers
 
 

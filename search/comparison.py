@@ -116,6 +116,12 @@ def headline(best: Mapping[str, Any]) -> str:
     return f"{text}."
 
 
+def loss_name(best: Mapping[str, Any]) -> str:
+    """Return what the search made small: a divergence, or what it lost of tasks."""
+    aim = best.get("aim")
+    return str(aim["loss"]) if aim else "KL"
+
+
 def title_of(best: Mapping[str, Any]) -> str:
     return f"{best['model']} pruned to {', '.join(best['budgets']) or 'no budget'}"
 
@@ -192,6 +198,11 @@ def notes(best: Mapping[str, Any]) -> Iterator[str]:
     )
     if recovery := best.get("recovery"):
         yield f"It chose by models after {recovery}; `secateur recover` does that to the winner, at more length."
+    if aim := best.get("aim"):
+        yield (
+            f"It aimed at tasks ({', '.join(aim['ask'])}), at little {aim['loss']} of those that the dense model has; "
+            "what is gained by guessing counts nothing."
+        )
     if found := generalisation(best):
         yield found
     if latency := best.get("latency"):
@@ -209,7 +220,7 @@ def notes(best: Mapping[str, Any]) -> Iterator[str]:
     line = f"The predictor's held-out Kendall tau is {DASH if tau is None else format(tau, '.2f')}"
     if predicted:
         line += (
-            f"; for the winner it said a {predicted['target'].upper()} of {predicted['value']:.3g} "
+            f"; for the winner it said a {loss_name(best)} of {predicted['value']:.3g} "
             f"({predicted['lower']:.3g} to {predicted['upper']:.3g})"
         )
         searched = best["measured"].get("search", {})
@@ -237,14 +248,14 @@ def generalisation(best: Mapping[str, Any]) -> str | None:
     """Say how much of what the search won on its own text is left on text that it did not see.
 
     Returns:
-        A sentence; None where no allocation but the winner was measured on all texts.
+        A sentence; None where no allocation but the winner was measured on all texts, or the search aimed at tasks.
     """
     fixed = {
         name: each
         for name, each in best["baselines"].items()
         if name not in ("dense", "best_random") and set(_SEARCHED_ON) <= set(each["measured"])
     }
-    if not fixed or not set(_SEARCHED_ON) <= set(best["measured"]):
+    if best.get("aim") or not fixed or not set(_SEARCHED_ON) <= set(best["measured"]):
         return None
     name, other = min(fixed.items(), key=lambda item: item[1]["measured"]["validate"]["kl"])
     told = []

@@ -19,6 +19,7 @@ from search.settings import (
     SearchConfig,
     Settings,
     SpaceConfig,
+    TasksConfig,
     TextConfig,
 )
 from space import (
@@ -47,6 +48,7 @@ class RunConfig(Settings):
     criterion: CriterionConfig = CriterionConfig.model_validate({})
     latency: LatencyConfig = LatencyConfig.model_validate({})
     recovery: RecoveryConfig = RecoveryConfig.model_validate({})
+    tasks: TasksConfig = TasksConfig.model_validate({})
     dtype: DTypeName = "auto"
     device: str = "cpu"  # or cuda, cuda:1; auto lays a model over several GPUs
     # Compiled steps save a tenth to a fifth of measuring, and cost some seconds once; auto compiles for models of 50
@@ -69,12 +71,20 @@ class RunConfig(Settings):
     def _slopes_or_recovery(self) -> Self:
         if self.recovery.steps and self.search.slopes:
             raise ValueError("slopes are of models as they are pruned; with recovery.steps leave search.slopes out")
+        if self.tasks.ask and self.search.slopes:
+            raise ValueError("slopes are of the divergence on a text; with tasks.ask leave search.slopes out")
+        if self.tasks.ask and (self.text.shift or self.calibration.mixes or self.search.against):
+            raise ValueError(
+                "text.shift, calibration.mixes and search.against go by the divergence on a text; leave them out where "
+                "tasks.ask is given"
+            )
         return self
 
     @property
     def takes_slopes(self) -> bool:
         """Whether backward passes at the best tell where to go on."""
-        return not self.recovery.steps if self.search.slopes is None else self.search.slopes
+        without = self.recovery.steps or self.tasks.ask
+        return not without if self.search.slopes is None else self.search.slopes
 
     @property
     def needs_latency(self) -> bool:

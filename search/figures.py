@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from search.comparison import BASELINES, METRIC_NAMES, PairRow, pareto_front
+from search.comparison import BASELINES, METRIC_NAMES, PairRow, loss_name, pareto_front
 from space import Budget
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#59616b", "#e1e4e8", "#ffffff"
@@ -110,21 +110,23 @@ def pareto_drawing(best: Mapping[str, Any], pairs: Sequence[PairRow]) -> Drawing
     )
     name = METRIC_NAMES[budget.metric]
     figure.update_xaxes(title=f"{name}, share of dense", tickformat=".0%", range=[low_x, high_x])
-    figure.update_yaxes(title="KL on the search text", range=[log_low, log_high], **LOG)
+    loss, where = loss_name(best), "items" if best.get("aim") else "text"
+    figure.update_yaxes(title=f"{loss} on the search {where}", range=[log_low, log_high], **LOG)
     kl = best["measured"]["search"]["kl"]
     summary = (
-        f"{len(shown) + len(named)} measured architectures, {name} against KL from the dense model: the winner has "
-        f"{100 * best['cost'][budget.metric] / unit:.3g} % of the dense model's and a KL of {kl:.3g}; "
+        f"{len(shown) + len(named)} measured architectures, {name} against {loss}: the winner has "
+        f"{100 * best['cost'][budget.metric] / unit:.3g} % of the dense model's and a {loss} of {kl:.3g}; "
         f"the Pareto front has {len(front)} points."
     )
     return Drawing(figure, summary, _HEIGHT)
 
 
-def prediction_drawing(pairs: Sequence[PairRow]) -> Drawing | None:
-    """Draw predicted against measured KL with prediction intervals, or return None where nothing was predicted.
+def prediction_drawing(pairs: Sequence[PairRow], loss: str = "KL") -> Drawing | None:
+    """Draw predicted against measured loss with prediction intervals, or return None where nothing was predicted.
 
     Args:
         pairs: what was measured; those without a positive prediction are left out.
+        loss: what it is called.
     """
     shown = [pair for pair in pairs if pair.predicted is not None and pair.predicted > 0 and pair.kl > ROUNDING]
     if not shown:
@@ -135,7 +137,7 @@ def prediction_drawing(pairs: Sequence[PairRow]) -> Drawing | None:
         text = [escape(row.fingerprint) for row in rows]
         bounds = [_interval(row) for row in rows]
         errors = [(high - value, value - low) for value, (low, high) in zip(values, bounds, strict=True)]
-        _add_points(figure, name, [row.kl for row in rows], values, errors, text, "KL ")
+        _add_points(figure, name, [row.kl for row in rows], values, errors, text, f"{loss} ")
     logs = np.log10([value for row in shown for value in (row.kl, row.predicted or 0.0)])
     ends = padded(logs.tolist(), 0.05)
     figure.add_scatter(
@@ -148,11 +150,11 @@ def prediction_drawing(pairs: Sequence[PairRow]) -> Drawing | None:
     )
     # Along the width there is room for a label at each power of ten alone, unless there is hardly one.
     dense = LOG if ends[1] - ends[0] < _FEW_DECADES else {**LOG, "dtick": 1}
-    figure.update_xaxes(title="measured KL", range=ends, **dense)
-    figure.update_yaxes(title="predicted KL", range=ends, **LOG)
+    figure.update_xaxes(title=f"measured {loss}", range=ends, **dense)
+    figure.update_yaxes(title=f"predicted {loss}", range=ends, **LOG)
     bounded = [row for row in shown if row.lower is not None and row.upper is not None]
     inside = sum(low <= row.kl <= high for row in bounded for low, high in [_interval(row)])
-    summary = f"{len(shown)} architectures, predicted against measured KL"
+    summary = f"{len(shown)} architectures, predicted against measured {loss}"
     summary += f"; {inside} of {len(bounded)} prediction intervals contain the measured value." if bounded else "."
     return Drawing(figure, summary, _HEIGHT)
 

@@ -154,7 +154,14 @@ class Run:
     def fit_on(self, pairs: Sequence[Pair], slopes: Sequence[Slopes]) -> AccuracyPredictor:
         """Fit a predictor of KL on some of the pairs and slopes, with all else as the run has it."""
         stream, alone = stream_of(self.evaluator.stream()), self.alone_elsewhere
-        return fit_pairs(self.space, pairs, self.protocol, self.config.seed, slopes, stream, alone=alone)
+        return fit_pairs(
+            self.space, pairs, self.protocol, self.config.seed, slopes, stream, alone=alone, name=self.loss
+        )
+
+    @property
+    def loss(self) -> str | None:
+        """What is lost where the search aims at tasks; None at the divergence on a text."""
+        return self.evaluator.aim.loss if self.evaluator.aim else None
 
     @property
     def alone_elsewhere(self) -> list[Pair]:

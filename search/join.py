@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from evaluator import PairStore
+from search.aim import aim_of
 from search.find import find
 from search.folder import RunFolder
 from search.progress import Reporter
@@ -46,7 +47,8 @@ def join_search(folder: str | Path, reporter: Reporter | None = None) -> int:
     store = PairStore(files.measurements_file)
     try:
         with files.copied_study() as own:
-            run = at_work(config, own, reporter, dense, files.texts(), store, files.search_space(), None)
+            aim = aim_of(config, files, dense, reporter)
+            run = at_work(config, own, reporter, dense, files.texts(), store, files.search_space(), None, aim)
             find(run)
     finally:
         store.close()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from search.comparison import BASELINES
+from search.comparison import BASELINES, loss_name
 from search.figures import BLUE, GREEN, GREY, INK, ORANGE, PAPER, PURPLE, VERMILLION, Drawing, style
 from space import Architecture, Layout
 
@@ -124,7 +124,7 @@ def rounds_drawing(best: Mapping[str, Any]) -> Drawing | None:
         return None
     x = [entry["round"] for entry in rounds]
     panels = [
-        ("best_kl", VERMILLION, "best measured KL"),
+        ("best_kl", VERMILLION, f"best measured {loss_name(best)}"),
         ("kendall_tau", BLUE, "predictor's held-out Kendall tau"),
         ("hypervolume", GREEN, "hypervolume of the Pareto set, on the search text"),
     ][: 3 if "hypervolume" in rounds[-1] else 2]
@@ -154,7 +154,8 @@ def rounds_drawing(best: Mapping[str, Any]) -> Drawing | None:
     figure.update_xaxes(title="round, and pairs that it learned from", row=len(panels), col=1)
     figure.update_xaxes(range=[min(x) - 0.3, max(x) + 0.3])
     first, last = rounds[0], rounds[-1]
-    summary = f"Over {len(rounds)} {'round' if len(rounds) == 1 else 'rounds'} the best measured KL went from "
+    summary = f"Over {len(rounds)} {'round' if len(rounds) == 1 else 'rounds'} the best measured "
+    summary += f"{loss_name(best)} went from "
     summary += f"{_number(first.get('best_kl'))} to {_number(last.get('best_kl'))} and the predictor's held-out "
     summary += f"Kendall tau from {_number(first.get('kendall_tau'))} to {_number(last.get('kendall_tau'))}"
     if len(panels) == 3:

@@ -115,8 +115,8 @@ def curve_drawing(learned: Mapping[str, Any]) -> Drawing:
     return Drawing(figure, verdict(learned), _CURVE_HEIGHT)
 
 
-def damages_drawing(learned: Mapping[str, Any]) -> Drawing:
-    """Draw what each sub-block of the winner adds to its predicted KL."""
+def damages_drawing(learned: Mapping[str, Any], loss: str) -> Drawing:
+    """Draw what each sub-block of the winner adds to its predicted loss, by its name."""
     shares = np.array(learned["winner_damages"])
     figure = go.Figure()
     style(figure, _DAMAGE_HEIGHT)
@@ -131,10 +131,10 @@ def damages_drawing(learned: Mapping[str, Any]) -> Drawing:
         )
     figure.update_layout(barmode="stack")
     figure.update_xaxes(title="layer")
-    figure.update_yaxes(title="predicted KL, nats")
+    figure.update_yaxes(title=f"predicted {loss}")
     most = int(shares.sum(axis=1).argmax())
     summary = (
-        f"What pruning each layer adds to the winner's predicted KL of {shares.sum():.3f}: layer {most} most, "
+        f"What pruning each layer adds to the winner's predicted {loss} of {shares.sum():.3f}: layer {most} most, "
         f"{shares[most].sum():.3f}. Shares are averages over orders of pruning (Shapley values) and add up."
     )
     return Drawing(figure, summary, _DAMAGE_HEIGHT)

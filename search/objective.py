@@ -29,6 +29,7 @@ def fit_pairs(
     stream: ResidualStream | None = None,
     target: Literal["kl", "perplexity"] = "kl",
     alone: Sequence[Pair] = (),
+    name: str | None = None,
 ) -> AccuracyPredictor:
     """Fit a predictor on measured pairs of one protocol: the one place where the data crosses over.
 
@@ -42,11 +43,12 @@ def fit_pairs(
         target: what to predict; for perplexity the dense model must be among the pairs, and among those of `alone`.
         alone: sub-blocks measured alone under another protocol, as on the beginning of the text; without them those
             among the pairs make the prior.
+        name: of what was measured; None for KL.
 
     Raises:
         PredictorError: the pairs cannot carry a predictor.
     """
-    what, values = _targeted(space, pairs, target)
+    what, values = _targeted(space, pairs, target, name)
     prior = None
     if alone:
         other, found = _targeted(space, alone, target)
@@ -66,11 +68,11 @@ def fit_pairs(
 
 
 def _targeted(
-    space: SearchSpace, pairs: Sequence[Pair], target: Literal["kl", "perplexity"]
+    space: SearchSpace, pairs: Sequence[Pair], target: Literal["kl", "perplexity"], name: str | None = None
 ) -> tuple[Target, list[float]]:
     """Return what is predicted and its measured values (pairs,)."""
     if target == "kl":
-        return Target(), [pair.measurement.kl for pair in pairs]
+        return Target(name=name), [pair.measurement.kl for pair in pairs]
     dense = Architecture.dense(space.layout)
     own = next((pair.measurement.perplexity for pair in pairs if pair.architecture == dense), None)
     if own is None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from search.accuracy_figure import accuracy_sections
 from search.calibration_words import calibration_in_words
-from search.comparison import PairRow, comparison, duration, headline, notes, pareto_front, title_of
+from search.comparison import PairRow, comparison, duration, headline, loss_name, notes, pareto_front, title_of
 from search.figures import Drawing, pareto_drawing, prediction_drawing
 from search.folder import write_text
 from search.layer_map import layers_drawing, rounds_drawing
@@ -100,13 +100,19 @@ def render_report(
     winner = Architecture.from_dict(best["architecture"])
     tau = best["quality"].get("kendall_tau")
     quality = f" (held-out Kendall tau {tau:.2f})" if tau is not None else ""
+    aimed = bool(best.get("aim"))
     learned = best["learned"]  # nothing where too little was measured for a predictor
     drawings: list[tuple[str, str, Drawing | None, str]] = [
-        ("pareto", "Cost against loss", pareto_drawing(best, pairs), _PARETO_NOTE),
+        ("pareto", "Cost against loss", pareto_drawing(best, pairs), _PARETO_NOTE + ("" if aimed else _KL_NOTE)),
         ("set", "The Pareto set", set_drawing(best, pairs), set_table(best)),
-        ("prediction", f"Predicted against measured{quality}", prediction_drawing(pairs), HELD_OUT),
+        ("prediction", f"Predicted against measured{quality}", prediction_drawing(pairs, loss_name(best)), HELD_OUT),
         ("layers", "What was kept of each layer", layers_drawing(best), _LAYERS_NOTE + _layer_table(best, winner)),
-        ("damages", "Why: what each layer costs the winner", damages_drawing(learned) if learned else None, ""),
+        (
+            "damages",
+            "Why: what each layer costs the winner",
+            damages_drawing(learned, loss_name(best)) if learned else None,
+            "",
+        ),
         ("refinement", "What the search was refined to", refinement_drawing(best), ""),
         ("rounds", "Progress over rounds", rounds_drawing(best), ""),
         ("curve", "Would more pairs pay?", curve_drawing(learned) if learned else None, _regressors(best["quality"])),
@@ -236,8 +242,11 @@ def _short(value: Any) -> str:
 
 
 _PARETO_NOTE = (
-    "<p>Each point is an architecture run on the search text, with its standard error; lower and further left is "
-    "better. KL is the divergence of its next-token distribution from the dense model's, in nats per token: 0 is the "
+    "<p>Each point is an architecture as the search measured it, with its standard error; lower and further left is "
+    "better.</p>"
+)
+_KL_NOTE = (
+    "<p>KL is the divergence of its next-token distribution from the dense model's, in nats per token: 0 is the "
     "dense model itself, which a logarithmic axis cannot show.</p>"
 )
 _LAYERS_NOTE = "<p>Bars are the winner, lines the baselines: choose in the legend which to see.</p>"

@@ -46,7 +46,7 @@ def best_record(
         wall_seconds: of this process and of what earlier ones measured for the run.
         environment: what it ran with.
     """
-    layout, texts = space.layout, judge.texts
+    layout, texts, aim = space.layout, judge.texts, judge.aim
     winner = everyone["winner"]
     return {
         "format": FORMAT,
@@ -92,9 +92,9 @@ def best_record(
         "learned": dict(learned),
         "pareto": pareto,
         "latency": latency,
-        "texts": {
-            split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()
-        },
+        "texts": {split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()}
+        | ({split: f"{items.title}, {items.tokens:,} tokens" for split, items in aim.items.items()} if aim else {}),
+        "aim": {"ask": list(config.tasks.ask), "loss": aim.loss, "signal": aim.signal} if aim else None,
         "calibration": {**texts.calibration, **({"winner_under": dict(mixes)} if mixes else {})},
         "recovery": str(judge.recovery) if judge.recovery else None,
         "protocols": judge.describe(),
@@ -106,7 +106,7 @@ def best_record(
 
 def _predicted(predictor: AccuracyPredictor, unseen: Prediction, judge: Evaluator) -> dict[str, Any]:
     return {
-        "target": predictor.target.title,
+        "target": predictor.target.kind,
         "value": float(unseen.value[0]),
         "lower": float(unseen.lower[0]),
         "upper": float(unseen.upper[0]),

@@ -9,11 +9,16 @@ pairs of an undisturbed run.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from evaluator import Agreement, DenseModel, Evaluator, PairStore, Texts, agreement_with_float32
+from evaluator.harness.items import Aim
 from predictor import AccuracyPredictor, Prediction
+from search.accuracy import evaluate
+from search.accuracy_settings import settings_of
+from search.aim import aim_of
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig
 from search.environment import describe_environment
@@ -26,7 +31,7 @@ from search.learned import learned_record
 from search.progress import Reporter
 from search.report import write_report
 from search.results import best_record, pair_rows
-from search.session import open_dense, save_predictors
+from search.session import open_dense, rewrite_report, save_predictors
 from search.texts import texts_of
 from space import Architecture, PredictorError, SearchSpace, SecateurError
 
@@ -57,16 +62,19 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     if files.best_file.exists():
         files.keep_layout(config.model, dense.weights_hash, dense.layout, dense.dtype)
         reporter.say(f"{files.path} is finished already; nothing to do")
+        _ask(config, files, reporter)
         return files.best()
     with files.locked():
-        space, texts = _begin(config, files, dense, reporter)
+        aim = aim_of(config, files, dense, reporter)
+        space, texts = _begin(config, files, dense, reporter, aim)
         agreement = _check_dtype(dense, texts, reporter)
         store = PairStore(files.measurements_file)
         started -= store.seconds_measured()  # by earlier processes: a run that was stopped took its time as well
-        run = at_work(config, files, reporter, dense, texts, store, space, agreement)
+        run = at_work(config, files, reporter, dense, texts, store, space, agreement, aim)
         reporter.say(f"{dense.layout.layers} layers, 10^{space.size_log10:.0f} architectures, budget {config.budget}")
         best = _write(run, find(run), started)
         store.close()
+    _ask(config, files, reporter)
     return best
 
 
@@ -79,6 +87,7 @@ def at_work(
     store: PairStore,
     space: SearchSpace,
     agreement: Agreement | None,
+    aim: Callable[[], Aim] | None,
 ) -> Run:
     """Calibrate, or take what is calibrated, and return the run that has measured nothing yet."""
     with reporter.stage("Calibrating", dense.layout.layers, "layers") as advance:
@@ -91,12 +100,19 @@ def at_work(
             progress=advance,
             kernels=config.kernels,
             recovery=config.recovery.recipe(config.seed),
+            aim=aim,
         )
     baselines = fixed_allocations(space, config.criterion.criterion.group) | scored_allocations(space, judge.surgeon)
     return Run(config, files, reporter, judge, space, baselines, [], [], agreement)
 
 
-def _begin(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Reporter) -> tuple[SearchSpace, Texts]:
+def _begin(
+    config: RunConfig,
+    files: RunFolder,
+    dense: DenseModel,
+    reporter: Reporter,
+    aim: Callable[[], Aim] | None,
+) -> tuple[SearchSpace, Texts]:
     """Make or check the run folder, its space and its texts; a run that is refused leaves no folder behind."""
     fresh = not files.config_file.exists()
     files.prepare(config)
@@ -106,6 +122,8 @@ def _begin(config: RunConfig, files: RunFolder, dense: DenseModel, reporter: Rep
         # A budget that baselines cannot meet is refused here, and so are costs that cannot be traded.
         fixed_allocations(space, config.criterion.criterion.group)
         fixed_allocations(config.ladder(space).corners()[-1], config.criterion.criterion.group)
+        if aim is not None:
+            aim()  # refused here, where a task cannot be had
         return space, texts_of(config, files, dense, reporter)
     except SecateurError:
         if fresh:
@@ -150,6 +168,13 @@ def _write(run: Run, found: Found, started: float) -> dict[str, Any]:
     # Last, since its presence says that the run is finished.
     write_json(run.folder.best_file, best)
     return best
+
+
+def _ask(config: RunConfig, files: RunFolder, reporter: Reporter) -> None:
+    """Compare a finished run's models in the tasks that it aimed at, on items that its search has not seen."""
+    if config.tasks.ask and not files.accuracy():
+        evaluate([files.path], settings_of(config), reporter=reporter)
+        rewrite_report(files)
 
 
 def _timed(run: Run, winner: Architecture) -> dict[str, Any] | None:

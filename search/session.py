@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from evaluator import DenseModel, Evaluator, Pair, PairStore, Slopes, open_model
+from evaluator.harness.items import LOSSES
 from predictor import AccuracyPredictor, ResidualStream, Target, pairs_of_table, read_table
+from search.aim import aim_of
 from search.config import RunConfig
 from search.folder import RunFolder
 from search.learned import curve_record
 from search.objective import fit_pairs, stream_of
+from search.progress import Reporter
 from search.report import write_report
 from search.results import pair_rows
 from space import Architecture, PredictorError, RunFolderError, SearchSpace
@@ -57,6 +60,7 @@ def open_evaluator(run: RunFolder) -> Iterator[Evaluator]:
             folder=run.prepared,
             kernels=config.kernels,
             recovery=config.recovery.recipe(config.seed),
+            aim=aim_of(config, run, dense, Reporter(quiet=True)),
         )
     finally:
         store.close()
@@ -103,6 +107,8 @@ def save_predictors(
         alone: sub-blocks measured alone, where they are not among the pairs.
     """
     predictor.save(run.predictor)
+    if predictor.target.name is not None:  # the run aims at tasks, and measured no perplexity to choose by
+        return
     # Without the dense model among the pairs, or where noise makes pruned models no worse, there is none.
     with suppress(PredictorError):
         protocol, seed, stream = predictor.protocol, predictor.seed, predictor.stream
@@ -156,9 +162,11 @@ def rewrite_report(run: RunFolder) -> Path:
 
 
 def _fitted(run: RunFolder, seed: int | None) -> tuple[AccuracyPredictor, "_Known"]:
-    known, space = _known(run), run.search_space()
-    seed = run.config().seed if seed is None else seed
-    return fit_pairs(space, known.pairs, known.protocol, seed, known.slopes, known.stream, alone=known.alone), known
+    known, space, config = _known(run), run.search_space(), run.config()
+    name = LOSSES[config.tasks.signal] if config.tasks.ask else None
+    seed = config.seed if seed is None else seed
+    told = known.pairs, known.protocol, seed, known.slopes, known.stream
+    return fit_pairs(space, *told, alone=known.alone, name=name), known
 
 
 @dataclass(frozen=True, slots=True)

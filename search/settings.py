@@ -156,6 +156,29 @@ class RecoveryConfig(Settings):
         return ShortRecipe(self.steps, self.step_tokens, self.rank, self.learning_rate, seed)
 
 
+class TasksConfig(Settings):
+    """Tasks of lm-eval whose accuracy a search aims at, instead of the divergence on its text.
+
+    Models still read the text to be calibrated, and sub-blocks are measured alone on its beginning.
+    """
+
+    ask: tuple[str, ...] = ()  # presets, or tasks as NAME or NAME@SHOTS; empty aims at the text
+    data: str | None = None  # folder of local files; None takes the hub's
+    # Items of each task, at most a quarter of them: measured several hundred times, so few,
+    search: int = Field(32, ge=2)
+    validate_: int = Field(64, ge=2, alias="validate")  # and those that the finalists are told apart on.
+    # Of the others, those of each task that winner, uniform and dense model are compared on in the end; None: all.
+    report: int | None = Field(200, ge=2)
+    # What is lost: the probability of right answers, by their margins, which tells models apart on few items; or
+    # answers, those that are right no more.
+    signal: Literal["margin", "answers"] = "margin"
+
+    @field_validator("ask", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
 KernelsName = Literal["auto", "eager", "compiled", "fused"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 StrategyName = Literal["predictor", "random", "evolution", "additive", "tpe", "nsga2"]
@@ -184,7 +207,7 @@ class SearchConfig(Settings):
     finalists: int = Field(12, ge=1)  # half of them averages; the best on the validation text wins
     refine: bool = True  # whether the predictor cuts away, before each round, what cannot be in a good model
     # Whether backward passes at the best, each the cost of three measurements, tell where to go on; None takes them
-    # unless models are recovered before they are measured, which slopes know nothing of.
+    # unless models are recovered before they are measured or answer items of tasks, which slopes know nothing of.
     slopes: bool | None = None
     gate: float = Field(0.4, ge=-1, le=1)  # held-out Kendall tau below which more pairs are measured first
     # Costs to trade the loss against, metrics as in budgets: the search then seeks the Pareto set. Of four objectives

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DummyLayer, DynamicLayer
 
 from evaluator.checkpoint import DenseModel
-from evaluator.harness.prefixes import Group, Question, Tokens, grouped, questions_of
+from evaluator.harness.prefixes import Group, Question, Tokens, grouped, questions_of, row_of, tokens_of
 from evaluator.head import Head
 
 BATCH_TOKENS = 2048  # of a batch, what it is padded with included
@@ -95,10 +95,12 @@ class Continuations:
         fits = max((len(context) + len(own) for context, own in pairs), default=0) <= self._window
         share = self._share and fits
         questions = questions_of(pairs, longest, share)
+        groups = grouped(questions) if share else [Group((), tuple(questions))]
+        self.tokens += tokens_of(groups)
         self.cut += sum(len(context) + len(own) > longest + 1 for context, own in pairs)
         self._sums = torch.zeros(len(pairs), dtype=torch.float64)
         self._greedy = torch.ones(len(pairs), dtype=torch.bool)
-        for group in grouped(questions) if share else [Group((), tuple(questions))]:
+        for group in groups:
             past = self._run_prefix(group.prefix) if group.prefix else None
             for batch in self._batches(group):
                 self._score(past, len(group.prefix), batch)
@@ -109,9 +111,9 @@ class Continuations:
 
     def _batches(self, group: Group) -> Iterator[list[Question]]:
         before = len(group.prefix)
-        ordered = sorted(group.questions, key=lambda question: len(_row(question, before)), reverse=True)
+        ordered = sorted(group.questions, key=lambda question: len(row_of(question, before)), reverse=True)
         while ordered:
-            longest = len(_row(ordered[0], before))
+            longest = len(row_of(ordered[0], before))
             most = self._most_rows(longest, before)
             yield ordered[:most]
             ordered = ordered[most:]
@@ -139,7 +141,7 @@ class Continuations:
             before: its tokens.
             batch: the questions.
         """
-        rows = [_row(question, before) for question in batch]
+        rows = [row_of(question, before) for question in batch]
         choosing = any(_is_long(question) for question in batch)
         cache = self._cache(past, len(rows)) if past or choosing else None
         hidden = self._forward(rows, cache)
@@ -195,7 +197,6 @@ class Continuations:
         """Return final hidden states (rows, longest, hidden); rows are padded on the right, which nothing sees."""
         device, longest = self._model.model.device, max(map(len, rows))
         tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-        self.tokens += sum(map(len, rows))
         told: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
             told["past_key_values"] = cache
@@ -221,12 +222,6 @@ class Continuations:
 def _past(cache: Any) -> _Past:
     """Return what a cache holds."""
     return [None if layer.keys is None else (layer.keys, layer.values) for layer in cache.layers]
-
-
-def _row(question: Question, before: int) -> Tokens:
-    """Return what goes through the model of a question before its choices do, beyond the common beginning."""
-    alone = question.continuations[0][:-1] if len(question.continuations) == 1 else ()
-    return question.context[before:] + alone
 
 
 def _is_long(question: Question) -> bool:

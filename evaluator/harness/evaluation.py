@@ -76,6 +76,7 @@ def set_exams(
     limit: int | None = None,
     seed: int = 0,
     leave: Mapping[str, frozenset[int]] | None = None,
+    share: float = 1.0,
     progress: Progress = lambda _: None,
 ) -> list[Exam]:
     """Draw items and make prompts.
@@ -86,6 +87,7 @@ def set_exams(
         limit: items of each task or group at most, drawn over all of a group; None asks all.
         seed: of the draw.
         leave: by task, places of items that are not to be asked, as those that something was searched by.
+        share: of the items of a task or group that are drawn at most, those to leave counted.
         progress: told 1 after each task or group.
 
     Raises:
@@ -95,16 +97,14 @@ def set_exams(
     for each in asked:
         tasks = load_tasks(each, folder)
         left = leave or {}
-        every = [
-            (name, place)
-            for name, task in tasks.items()
-            for place in range(len(task.eval_docs))
-            if place not in left.get(name, ())
-        ]
+        there = [(name, place) for name, task in tasks.items() for place in range(len(task.eval_docs))]
+        every = [(name, place) for name, place in there if place not in left.get(name, ())]
+        most = len(every) if share == 1 else max(2, int(share * len(there)))
+        most = min(most, len(every) if limit is None else limit)
         chosen = every
-        if limit is not None and limit < len(every):
+        if most < len(every):
             rng = np.random.default_rng([seed, *each.task.encode()])
-            chosen = [every[index] for index in sorted(rng.permutation(len(every))[:limit].tolist())]
+            chosen = [every[index] for index in sorted(rng.permutation(len(every))[:most].tolist())]
         places: dict[str, list[int]] = {}
         for name, place in chosen:
             places.setdefault(name, []).append(place)
@@ -120,7 +120,7 @@ def _paper(asked: Asked, task: Any, name: str, places: Sequence[int], seed: int 
     task.set_config("num_fewshot", shots)
     with quiet_harness():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        task.build_all_requests(samples=_sample(places, len(task.eval_docs)))
+        task.build_all_requests(samples=sample_of(places, len(task.eval_docs)))
     digest = hashlib.sha256()
     for instance in task.instances:
         digest.update(json.dumps(instance.args, default=str, ensure_ascii=False).encode())
@@ -129,7 +129,7 @@ def _paper(asked: Asked, task: Any, name: str, places: Sequence[int], seed: int 
     return Paper(task, name, tuple(places), len(task.eval_docs), shots, seed, count, digest.hexdigest()[:16])
 
 
-def _sample(places: Sequence[int], of: int) -> list[int] | None:
+def sample_of(places: Sequence[int], of: int) -> list[int] | None:
     """Return the places of items as the harness takes them, which is slow to look each up in a list of all."""
     return list(places) if len(places) < of else None
 
@@ -192,7 +192,7 @@ def _ask(asking: Any, paper: Paper, protocol: Protocol) -> Answers:
     from lm_eval.evaluator import evaluate
 
     started, before, cut = time.perf_counter(), asking.tokens, asking.cut
-    sample = _sample(paper.items, paper.of)
+    sample = sample_of(paper.items, paper.of)
     with quiet_harness(), quiet_transformers():
         paper.task.set_fewshot_seed(seed=FEWSHOT_SEED)
         found: Any = evaluate(

@@ -58,6 +58,16 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval has no types
         finally:
             self._progress = lambda _: None
 
+    def encoded(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return token ids of a context and its continuation as the harness cuts them apart."""
+        if context:
+            before, after = self._encode_pair(context, continuation)
+        else:
+            before, after = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
+            if after[:1] == before:
+                before, after = after[:1], after[1:]
+        return tuple(before), tuple(after)
+
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Return log-likelihood and greediness of each request's continuation."""
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)

@@ -103,6 +103,30 @@ def grouped(questions: Sequence[Question]) -> list[Group]:
     return [Group((), tuple(alone)), *groups] if alone else groups
 
 
+def row_of(question: Question, before: int) -> Tokens:
+    """Return what goes through the model of a question before its choices do.
+
+    Args:
+        question: with one continuation, all but its last token go with the context.
+        before: tokens of the common beginning, which went before.
+    """
+    alone = question.continuations[0][:-1] if len(question.continuations) == 1 else ()
+    return question.context[before:] + alone
+
+
+def tokens_of(groups: Sequence[Group]) -> int:
+    """Return the tokens that go through the model, without padding."""
+    return sum(
+        len(group.prefix)
+        + sum(
+            len(row_of(question, len(group.prefix)))
+            + sum(len(own) - 1 for own in question.continuations if len(question.continuations) > 1)
+            for question in group.questions
+        )
+        for group in groups
+    )
+
+
 def _alike(one: Tokens, other: Tokens) -> int:
     """Return how many tokens two sequences have in common from the beginning."""
     most = min(len(one), len(other))

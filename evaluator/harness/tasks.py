@@ -54,26 +54,23 @@ PRESETS: dict[str, tuple[Asked, ...]] = {
 _METRICS = {asked.task: asked.metric for asked in PRESETS["openllm-v1"]}
 
 
-def asked_for(presets: Sequence[str], tasks: Sequence[str]) -> list[Asked]:
+def asked_for(names: Sequence[str]) -> list[Asked]:
     """Return the tasks of presets and those named one by one, each once.
 
     Args:
-        presets: names in `PRESETS`.
-        tasks: names of the harness, or NAME@SHOTS.
+        names: of presets, or of the harness' tasks as NAME or NAME@SHOTS.
 
     Raises:
-        SettingError: there is no such preset, or a number of shots is none.
+        SettingError: nothing is named, or a number of shots is none.
     """
     found: dict[str, Asked] = {}
-    for name in presets:
-        if name not in PRESETS:
-            raise SettingError(f"A preset must be one of {', '.join(PRESETS)}, but is {name!r}; choose one.")
-        found |= {asked.task: asked for asked in PRESETS[name] if asked.task not in found}
-    for text in tasks:
+    for text in names:
         name, _, shots = text.partition("@")
         if not name or (shots and not shots.isdecimal()):
             raise SettingError(f"A task must be NAME or NAME@SHOTS, but is {text!r}; write for example mmlu@5.")
-        found[name] = Asked(name, int(shots) if shots else None, _METRICS.get(name, "acc"))
+        alone = Asked(name, int(shots) if shots else None, _METRICS.get(name, "acc"))
+        for asked in PRESETS.get(text, (alone,)):
+            found.setdefault(asked.task, asked)
     if not found:
         raise SettingError("Something must be asked, but no preset and no task is given; try --preset commonsense.")
     return list(found.values())
@@ -99,7 +96,8 @@ def load_tasks(asked: Asked, folder: Path | None) -> dict[str, Any]:
         manager = TaskManager()
         if asked.task not in {*manager.all_tasks}:
             raise SettingError(
-                f"A task must be one of the harness', but {asked.task!r} is none; `lm-eval ls tasks` lists them."
+                f"A task must be a preset ({', '.join(PRESETS)}) or one of the harness', but {asked.task!r} is none; "
+                "`lm-eval ls tasks` lists them."
             )
         try:
             found: dict[str, Any] = manager.load([asked.task])["tasks"]
@@ -122,8 +120,8 @@ def _local(asked: Asked, folder: Path) -> Iterator[dict[str, Any]]:
     if not file.exists():
         known = ", ".join(sorted(each.stem for each in DEFINITIONS.glob("*.yaml")))
         raise SettingError(
-            f"A task over local files must be one of {known}, but {asked.task!r} is none; leave --task-data out to "
-            "take it from the hub."
+            f"A task over local files must be a preset ({', '.join(PRESETS)}) or one of {known}, but {asked.task!r} is "
+            "none; leave --task-data out to take it from the hub."
         )
     definition = yaml.safe_load(file.read_text(encoding="utf-8"))
     if file.stem != MMLU:

@@ -52,12 +52,12 @@ def evaluate(
     Every task's answers are kept by the hash of the model's weights, so the same command goes on where it was stopped.
     What is found of a run becomes part of its report.
     """
-    from search.accuracy import AccuracySettings
     from search.accuracy import evaluate as ask
     from search.accuracy_figure import accuracy_notes, accuracy_table
+    from search.accuracy_settings import AccuracySettings
 
-    presets = tuple(preset or (() if task else ("commonsense",)))
-    settings = AccuracySettings(presets, tuple(task or ()), limit, seed, task_data)
+    asked = (*(preset or ()), *(task or ())) or ("commonsense",)
+    settings = AccuracySettings(asked, limit, seed, task_data)
     others = {each.fingerprint: each for each in read_architectures(architecture or [])}
     found = ask(list(models), settings, architectures=others, device=device, reporter=Reporter(quiet=as_json))
     run = RunFolder(Path(models[0]))

@@ -174,9 +174,9 @@ def _round(
         record |= {"members": len(reached.members), "hypervolume": reached.hypervolume}
         run.reporter.say(f"Round {number}: {reached}")
     run.reporter.say(
-        f"Round {number}: best KL {record['best_kl']:.4f} of 10^{space.size_log10:.0f} architectures, held-out Kendall "
-        f"tau {record['kendall_tau']:.2f} on {record['pairs']} pairs; a gain of {record['expected_gain']:.2%} was "
-        f"expected, a comparison errs by {error:.2%}"
+        f"Round {number}: best {run.loss or 'KL'} {record['best_kl']:.4f} of 10^{space.size_log10:.0f} architectures, "
+        f"held-out Kendall tau {record['kendall_tau']:.2f} on {record['pairs']} pairs; a gain of "
+        f"{record['expected_gain']:.2%} was expected, a comparison errs by {error:.2%}"
     )
     return record
 

@@ -144,7 +144,7 @@ def test_other_weights_are_asked_anew_and_a_damaged_file_too(tasks, model, tmp_p
 
 
 def test_answers_that_are_written_are_checked_by_their_number(tasks, model, tmp_path):
-    exams = set_exams(asked_for([], ["gsm8k@2"]), tasks, limit=2)
+    exams = set_exams(asked_for(["gsm8k@2"]), tasks, limit=2)
     assert exams[0].papers[0].shots == 2
     [score] = answer(model, exams, tmp_path)
     assert score.metric == "exact_match,strict-match"
@@ -155,28 +155,24 @@ def test_answers_that_are_written_are_checked_by_their_number(tasks, model, tmp_
 
 
 def test_presets_are_asked_once_each_and_tasks_may_say_their_shots():
-    asked = asked_for(["commonsense"], ["piqa", "mmlu@2"])
+    asked = asked_for(["commonsense", "piqa", "mmlu@2"])
     assert [each.task for each in asked] == [each.task for each in PRESETS["commonsense"]] + ["mmlu"]
     assert asked[-1].shots == 2
 
 
 @pytest.mark.parametrize(
-    ("presets", "names", "words"),
-    [
-        (["easy"], [], "commonsense, mmlu, openllm-v1"),
-        ([], [], "no preset and no task"),
-        ([], ["piqa@few"], "NAME@SHOTS"),
-    ],
+    ("names", "words"),
+    [([], "no preset and no task"), (["piqa@few"], "NAME@SHOTS"), (["@5"], "NAME@SHOTS")],
 )
-def test_what_cannot_be_asked_for(presets, names, words):
+def test_what_cannot_be_asked_for(names, words):
     with pytest.raises(SettingError, match=words):
-        asked_for(presets, names)
+        asked_for(names)
 
 
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (Asked("hellaswag"), "must be one of arc_easy, boolq"),
+        (Asked("hellaswag"), "or one of arc_easy, boolq"),
         (Asked("piqa", 5), "no examples to show"),
         (Asked("mmlu_alchemy", 5), "alchemy_dev.csv"),
     ],

@@ -520,7 +520,7 @@ def test_the_curve_says_whether_more_pairs_pay(best: dict[str, Any]) -> None:
 
 
 def test_damages_name_the_layer_that_costs_most(best: dict[str, Any]) -> None:
-    drawing = damages_drawing(best["learned"])
+    drawing = damages_drawing(best["learned"], "KL")
     assert "KL of 0.312: layer 4 most, 0.051." in drawing.summary
     assert [list(trace.y)[4] for trace in drawing.figure.data] == [0.001, 0.05]
 
