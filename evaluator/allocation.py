@@ -5,7 +5,7 @@
 | allocation | rule | source |
 | --- | --- | --- |
 | global threshold | one threshold over all layers, scores in units of their layer's mean | 2312.11983 |
-| OWL | layers with more outliers are made less sparse | 2310.05175 |
+| OWL | layers with more outliers are made less sparse, or left wider | 2310.05175 |
 | block influence | remove the blocks that turn the residual stream least | 2403.03853 |
 | consecutive blocks | remove the n consecutive blocks over which it turns least | 2403.17887 |
 """
@@ -98,16 +98,47 @@ def owl_sparsity(
     Raises:
         BudgetError: the budgets cannot be met.
     """
-    shares = [
-        owl.outlier_share(_weight_scores(surgeon, index, "attention") + _weight_scores(surgeon, index, "mlp"), multiple)
-        for index in range(surgeon.layout.layers)
-    ]
+    shares = _outliers(surgeon, multiple)
 
     def candidate(share: float) -> Architecture:
         sparsities = owl.layer_sparsities(shares, min(1 - share, 0.99), spread)
         return _sparse(surgeon.layout, [(each, each) for each in sparsities.tolist()])
 
     return largest(surgeon.layout, budgets, candidate)
+
+
+def owl_widths(
+    surgeon: Surgeon, budgets: Sequence[Budget], multiple: float = owl.OUTLIER, spread: float = owl.SPREAD
+) -> Architecture:
+    """Return the largest architecture within the budgets whose MLPs keep what OWL's sparsities would leave of weights.
+
+    Attention stays whole, as in uniform widths: a KV group of few is too large a step to follow a layer's share.
+
+    Args:
+        surgeon: of the dense model.
+        budgets: upper limits, all of which must hold.
+        multiple: of the mean score above which a weight is an outlier.
+        spread: half the largest difference between two layers' shares.
+
+    Raises:
+        BudgetError: the budgets cannot be met.
+    """
+    layout, shares = surgeon.layout, _outliers(surgeon, multiple)
+
+    def candidate(share: float) -> Architecture:
+        kept = 1 - owl.layer_sparsities(shares, 1 - share, spread)
+        widths = np.rint(kept * layout.mlp_width).astype(int).tolist()
+        return Architecture(tuple(LayerArchitecture(layout.kv_groups, width) for width in widths))
+
+    return largest(layout, budgets, candidate)
+
+
+def _outliers(surgeon: Surgeon, multiple: float) -> list[float]:
+    """Return each layer's share of weights whose scores are above a multiple of their mean."""
+    return [
+        owl.outlier_share(_weight_scores(surgeon, index, "attention") + _weight_scores(surgeon, index, "mlp"), multiple)
+        for index in range(surgeon.layout.layers)
+    ]
 
 
 def without_blocks(layout: Layout, blocks: Sequence[int]) -> Architecture:
