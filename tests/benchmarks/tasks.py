@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
 
 from evaluator import DenseModel
-from evaluator.head import Head
+from evaluator.harness.continuations import Continuations
 from search.environment import commit
 from search.folder import write_json
 from search.progress import Reporter
@@ -38,7 +37,6 @@ from tests.benchmarks.search import SEARCH, Bench, open_dense, prepared
 
 TASKS = ("arc_easy", "piqa", "openbook_qa", "winogrande")
 ITEMS = 1000
-_BATCH_TOKENS = 2048
 Item = tuple[list[tuple[str, str]], int]  # contexts with continuations, and which is right
 
 
@@ -140,23 +138,9 @@ def item_of(task: str, row: dict[str, Any]) -> Item:
 def log_likelihoods(dense: DenseModel, pairs: Sequence[tuple[str, str]]) -> list[float]:
     """Return the log-likelihood of each continuation after its context, nats."""
     encoded = [(encode(dense, context), encode(dense, context + continuation)) for context, continuation in pairs]
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][1]))
-    found = [0.0] * len(encoded)
-    head = Head(dense)
-    while order:
-        longest = len(encoded[order[-1]][1])
-        batch, order = order[-max(1, _BATCH_TOKENS // longest) :], order[: -max(1, _BATCH_TOKENS // longest)]
-        tokens = torch.zeros(len(batch), longest, dtype=torch.int64)  # what follows a sequence does not change it
-        for row, index in enumerate(batch):
-            tokens[row, : len(encoded[index][1])] = torch.tensor(encoded[index][1])
-        with torch.inference_mode():
-            hidden = dense.decoder(tokens.to(dense.model.device), use_cache=False).last_hidden_state
-            for row, index in enumerate(batch):
-                context, whole = encoded[index]
-                logits = head(hidden[row, len(context) - 1 : len(whole) - 1].to(head.device)).float()
-                wanted = torch.tensor(whole[len(context) :], device=head.device)[:, None]
-                found[index] = float(logits.log_softmax(dim=-1).gather(1, wanted).sum())
-    return found
+    apart = [(context, whole[len(context) :]) for context, whole in encoded]
+    # What is installed in place has no cache that knows which layers are without attention, so nothing is shared.
+    return [found.value for found in Continuations(dense, share=False).score(apart)]
 
 
 def encode(dense: DenseModel, text: str) -> list[int]:
