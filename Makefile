@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint install clean
+.PHONY: run test lint docs install clean
 
 # The main job: SmolLM2-135M pruned to 80 % of its decoder's parameters, measured, reported and exported.
 run: install
@@ -16,11 +16,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The pages of docs/ and the reference of the public API, as HTML in build/docs.
+docs: install
+	$(BIN)/python docs/render.py build/docs
+
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[accuracy,filters,hub,llamacpp,notebooks,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[accuracy,docs,filters,hub,llamacpp,notebooks,test]'
 	touch $@
 
 clean:

@@ -7,9 +7,11 @@ the predictor never loads torch.
 from typing import Any
 
 _HOMES = {
+    "AccuracySettings": "search.accuracy_settings",
     "RecoverySettings": "search.recovery_data",
     "RunConfig": "search.config",
     "RunFolder": "search.folder",
+    "evaluate": "search.accuracy",
     "export_best": "search.export.best",
     "generate_text": "search.export.best",
     "load_config": "search.config",
@@ -19,9 +21,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AccuracySettings",
     "RecoverySettings",
     "RunConfig",
     "RunFolder",
+    "evaluate",
     "export_best",
     "generate_text",
     "load_config",
@@ -36,4 +40,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'search' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return found
