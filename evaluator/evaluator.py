@@ -9,26 +9,25 @@ from pathlib import Path
 
 from torch import Tensor
 
-from evaluator.accuracy import BATCH_TOKENS, Reference, TokenScores, estimating_pays, make_reference, score_tokens
+from evaluator.accuracy import BATCH_TOKENS, Reference, estimating_pays, make_reference, score_tokens
 from evaluator.boundaries import boundaries, replayed
 from evaluator.calibration import calibrate
-from evaluator.checkpoint import DenseModel, quiet_transformers
-from evaluator.harness.items import Aim, ItemReference
+from evaluator.checkpoint import DenseModel
+from evaluator.harness.items import Aim
 from evaluator.kernels import EAGER, KernelsName, choose_kernels
 from evaluator.measurement import DIVERGENCE, ESTIMATED_DIVERGENCE, Measurement, Protocol
 from evaluator.memory import give_back, levels_allowance
 from evaluator.pruning import Levels, Surgeon
 from evaluator.pruning.statistics import LayerStatistics
-from evaluator.recovery.short import ShortRecipe, ShortRecovery
+from evaluator.recovery.short import ShortRecipe
 from evaluator.slopes import FORWARD_PASSES, Slopes
 from evaluator.slopes import slopes as slopes_of
 from evaluator.splits import Texts
-from evaluator.standalone import standalone
 from evaluator.store import PairStore
 from evaluator.stream import Stream, gather_stream
+from evaluator.students import Students
 from space import Architecture, Choice, Criterion
 
-SEARCHED = ("search", "validate")  # splits that a search chooses by
 _POLL_SECONDS = 0.2  # between looks at what other processes measure
 
 
@@ -74,14 +73,11 @@ class Evaluator:
         self.measured = 0  # architectures, by this evaluator itself
         self.store = store
         self.criterion = criterion or Criterion()
-        self.recovery = recovery
-        self._draw = aim
-        self._recovering: ShortRecovery | None = None
+        self.students = Students(dense, recovery, aim)
         self._folder = folder
         self._held: tuple[Sequence[LayerStatistics], str] | None = None  # of `calibrated_on`
         self.surgeon = self._surgeon(progress)
         self._references: dict[str, Reference] = {}
-        self._answered: dict[str, ItemReference] = {}
         self._prefixes: dict[str, dict[int, Tensor]] = {}  # by the layer that they go into
 
     def _surgeon(self, progress: Callable[[int], None] = lambda _: None) -> Surgeon:
@@ -116,23 +112,25 @@ class Evaluator:
             criterion: to prune by, which needs all that criteria of `pruning_by` will need of the statistics.
             progress: told 1 after each layer.
         """
-        own = self.texts, self.criterion, self.surgeon, self._held, self._recovering
+        own = self.texts, self.criterion, self.surgeon, self._held
         self.surgeon.restore()
         try:
             self.texts = replace(own[0], tokens={**own[0].tokens, "calibrate": tokens})
-            self.criterion, self._held, self._recovering = criterion, None, None
+            self.criterion, self._held = criterion, None
+            self.students.again()
             self._held = calibrate(self.dense, self.texts, criterion, None, progress)
             self.surgeon = self._surgeon()
             yield
         finally:
             self.surgeon.restore()
-            self.texts, self.criterion, self.surgeon, self._held, self._recovering = own
+            self.texts, self.criterion, self.surgeon, self._held = own
+            self.students.again()
 
     def protocol(self, split: str) -> Protocol:
         """Return the protocol of measurements on a split."""
-        if self._is_aimed(split):
-            return self._aimed(split)
-        tokens = self.texts.of(split)
+        if self.students.answer(split):
+            return self.students.protocol(split, self.criterion, self.texts.fingerprint("calibrate"))
+        tokens, recovers = self.texts.of(split), self.students.recover(split)
         return Protocol(
             weights_hash=self.dense.weights_hash,
             text=self.texts.fingerprint(split),
@@ -144,44 +142,9 @@ class Evaluator:
             calibration=self.texts.fingerprint("calibrate"),
             dtype=self.dense.dtype,
             divergence=ESTIMATED_DIVERGENCE if self._estimated(split) else DIVERGENCE,
-            kernels=EAGER.name if self._recovers(split) else self.kernels.name,
-            recovery=str(self.recovery) if self._recovers(split) else "none",
+            kernels=EAGER.name if recovers else self.kernels.name,
+            recovery=str(self.students.recovery) if recovers else "none",
         )
-
-    @functools.cached_property
-    def aim(self) -> Aim | None:
-        """What models are to answer where a search chooses."""
-        return None if self._draw is None else self._draw()
-
-    def _aimed(self, split: str) -> Protocol:
-        aim = self.aim
-        assert aim is not None
-        items = aim.items[split]
-        return Protocol(
-            weights_hash=self.dense.weights_hash,
-            text=items.fingerprint,
-            text_source=items.title,
-            split=split,
-            tokens=items.tokens,
-            sequence_length=items.longest,
-            criterion=str(self.criterion),
-            calibration=self.texts.fingerprint("calibrate"),
-            dtype=self.dense.dtype,
-            divergence=aim.loss,
-            recovery=str(self.recovery) if self.recovery else "none",
-        )
-
-    def _is_aimed(self, split: str) -> bool:
-        """Return whether models answer items instead of reading a split."""
-        return self._draw is not None and split in SEARCHED
-
-    def _recovers(self, split: str) -> bool:
-        """Return whether models are recovered before they are measured on a split: where a search chooses by it.
-
-        The beginnings of splits rank sub-blocks alone, which lose too little to get anything back; what is reported is
-        what is exported.
-        """
-        return self.recovery is not None and split in SEARCHED
 
     def _estimated(self, split: str) -> bool:
         """Return whether the quicker loss is good enough: for the text that only ranks, its error is below that of
@@ -291,8 +254,10 @@ class Evaluator:
         return known
 
     def _measure(self, architecture: Architecture, split: str, protocol: Protocol) -> Measurement:
-        if self._recovers(split) or self._is_aimed(split):
-            return self._measure_student(architecture, split, protocol)
+        if self.students.recover(split) or self.students.answer(split):
+            reading = functools.partial(self._reference, split)
+            told = protocol, reading, self._estimated(split), self.texts.of("calibrate")
+            return self.students.measure(self.surgeon, architecture, *told)
         reference = self._reference(split)
         started = time.perf_counter()
         self.surgeon.install(architecture)
@@ -303,38 +268,6 @@ class Evaluator:
         with replay:
             scores = score_tokens(self.dense, reference, self.kernels, self._estimated(split))
         return Measurement.from_scores(scores, len(reference.tokens), protocol, time.perf_counter() - started)
-
-    def _measure_student(self, architecture: Architecture, split: str, protocol: Protocol) -> Measurement:
-        """Measure an architecture as a model of its own: recovered first, or by what it answers."""
-        started = time.perf_counter()
-        score, units = self._scorer(split)
-        recovering = self._short_recovery() if self._recovers(split) else None
-        self.surgeon.install(architecture)
-        with quiet_transformers():  # which takes layers of their own widths for a risk
-            student = replace(self.dense, model=standalone(self.dense, architecture))
-        with recovering.recovered(student) if recovering else contextlib.nullcontext():
-            scores = score(student)
-        found = Measurement.from_scores(scores, units, protocol, time.perf_counter() - started)
-        return replace(found, tokens=protocol.tokens)
-
-    def _scorer(self, split: str) -> tuple[Callable[[DenseModel], TokenScores], int]:
-        """Return what scores a model on a split, and of how many sequences or items."""
-        if not self._is_aimed(split):
-            reference = self._reference(split)
-            estimated = self._estimated(split)
-            return lambda student: score_tokens(student, reference, EAGER, estimated), len(reference.tokens)
-        aim = self.aim
-        assert aim is not None
-        if split not in self._answered:
-            self.surgeon.restore()
-            self._answered[split] = aim.reference(self.dense, split)
-        return self._answered[split].scores, len(aim.items[split].choices)
-
-    def _short_recovery(self) -> ShortRecovery | None:
-        if self._recovering is None and self.recovery is not None:
-            self.surgeon.restore()
-            self._recovering = ShortRecovery(self.dense, self.texts.of("calibrate"), self.recovery)
-        return self._recovering
 
     def _reference(self, split: str) -> Reference:
         if split not in self._references:
@@ -353,9 +286,9 @@ class Evaluator:
         On a text that is measured in one batch, the layers before the first that an architecture changes are not run.
         A recovery before the measurement counts as well.
         """
-        more = self.recovery.work if self.recovery is not None and self._recovers(split) else 0.0
-        if more or self._is_aimed(split):
-            return self.protocol(split).tokens + more
+        recovery = self.students.recovery if self.students.recover(split) else None
+        if recovery or self.students.answer(split):
+            return self.protocol(split).tokens + (recovery.work if recovery else 0.0)
         tokens = self.texts.of(split)
         changed = architecture.changed_layers(Architecture.dense(self.dense.layout))
         skipped = changed[0] if changed and tokens.numel() <= BATCH_TOKENS else 0

@@ -161,7 +161,7 @@ class Run:
     @property
     def loss(self) -> str | None:
         """What is lost where the search aims at tasks; None at the divergence on a text."""
-        return self.evaluator.aim.loss if self.evaluator.aim else None
+        return self.evaluator.students.aim.loss if self.evaluator.students.aim else None
 
     @property
     def alone_elsewhere(self) -> list[Pair]:

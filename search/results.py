@@ -46,7 +46,7 @@ def best_record(
         wall_seconds: of this process and of what earlier ones measured for the run.
         environment: what it ran with.
     """
-    layout, texts, aim = space.layout, judge.texts, judge.aim
+    layout, texts, aim = space.layout, judge.texts, judge.students.aim
     winner = everyone["winner"]
     return {
         "format": FORMAT,
@@ -96,7 +96,7 @@ def best_record(
         | ({split: f"{items.title}, {items.tokens:,} tokens" for split, items in aim.items.items()} if aim else {}),
         "aim": {"ask": list(config.tasks.ask), "loss": aim.loss, "signal": aim.signal} if aim else None,
         "calibration": {**texts.calibration, **({"winner_under": dict(mixes)} if mixes else {})},
-        "recovery": str(judge.recovery) if judge.recovery else None,
+        "recovery": str(judge.students.recovery) if judge.students.recovery else None,
         "protocols": judge.describe(),
         "tokens_through_model": judge.store.tokens_measured() + texts.tokens["calibrate"].numel(),
         "wall_seconds": round(wall_seconds, 1),

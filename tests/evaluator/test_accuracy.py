@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import evaluator.accuracy as accuracy_module
-import evaluator.evaluator as evaluator_module
+import evaluator.boundaries as boundaries_module
 from evaluator import open_model
 from evaluator.accuracy import TAIL_DRAWS, TOP_K, TokenScores, _choose, make_reference, score_tokens
 from evaluator.measurement import Measurement, Protocol, difference
@@ -222,11 +222,11 @@ def test_starting_at_the_first_changed_layer_gives_the_same_numbers(pico_folder,
     assert list(with_prefix._prefixes["search"]) == [1, 2, 3, 4, 5]
     # Nothing of the replay is left behind.
     assert [layer for layer in with_prefix.dense.layers if "forward" in vars(layer)] == []
-    monkeypatch.setattr(evaluator_module, "allowance", lambda *_: 2 * 4 * 32 * 32 * 4)
+    monkeypatch.setattr(boundaries_module, "allowance", lambda *_: 2 * 4 * 32 * 32 * 4)
     with_two, same = measured(tmp_path / "c")
     assert list(with_two._prefixes["search"]) == [2, 4]
     assert same == numbers
-    monkeypatch.setattr(evaluator_module, "allowance", lambda *_: 0)
+    monkeypatch.setattr(boundaries_module, "allowance", lambda *_: 0)
     without, expected = measured(tmp_path / "b")
     assert not without._prefixes["search"]
     assert numbers == expected

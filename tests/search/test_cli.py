@@ -27,6 +27,7 @@ COMMANDS = (
     "predict",
     "latency",
     "report",
+    "evaluate",
     "export",
     "bench",
     "generate",
