@@ -51,6 +51,16 @@ def test_owl_spares_the_layer_with_outliers(pico):
     assert max(sparsities) - min(sparsities) == pytest.approx(0.16, abs=0.01)
 
 
+def test_owl_leaves_the_layer_with_outliers_wider(pico):
+    pico.layers[3].mlp.gate_proj.weight.data[:, 5] *= 100
+    found = allocation.owl_widths(make_surgeon(pico), [Budget("parameters", 0.8)])
+    assert 0.78 < share(pico.layout, found) <= 0.8
+    widths = [layer.mlp_width for layer in found.layers]
+    assert int(np.argmax(widths)) == 3
+    assert (max(widths) - min(widths)) / 48 == pytest.approx(0.16, abs=0.03)
+    assert all(layer.kv_groups == 4 and not layer.mlp_sparsity for layer in found.layers)
+
+
 def test_a_global_sparsity_follows_the_scores(pico):
     # A sub-block whose weights differ more in size has more that is small against its mean.
     weight = pico.layers[2].mlp.down_proj.weight.data

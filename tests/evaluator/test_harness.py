@@ -143,6 +143,13 @@ def test_other_weights_are_asked_anew_and_a_damaged_file_too(tasks, model, tmp_p
     assert json.loads(file.read_text())["scores"]["acc"] == list(score.values)
 
 
+def test_what_was_kept_of_another_protocol_is_not_taken(tasks, model, tmp_path):
+    [score] = answer(model, set_exams([Asked("copa")], tasks, limit=5), tmp_path)
+    [part], [file] = score.parts, tmp_path.glob("*/*.json")
+    assert Answers.load(file, part.protocol) == part
+    assert Answers.load(file, replace(part.protocol, requests="other")) is None
+
+
 def test_answers_that_are_written_are_checked_by_their_number(tasks, model, tmp_path):
     exams = set_exams(asked_for(["gsm8k@2"]), tasks, limit=2)
     assert exams[0].papers[0].shots == 2
