@@ -19,6 +19,8 @@ from evaluator.harness.prefixes import Group, Question, Tokens, grouped, questio
 from evaluator.head import Head
 
 BATCH_TOKENS = 2048  # of a batch, what it is padded with included
+_FEWEST_TOKENS = 256  # of a batch: fewer take hardly less time
+_ALIKE = 0.75  # share of the longest row's tokens from which on another goes with it
 _CACHE_BYTES = 2**29  # of keys and values at most
 _HEAD_ROWS = 256  # tokens whose logits are there at once
 
@@ -113,8 +115,7 @@ class Continuations:
         before = len(group.prefix)
         ordered = sorted(group.questions, key=lambda question: len(row_of(question, before)), reverse=True)
         while ordered:
-            longest = len(row_of(ordered[0], before))
-            most = self._most_rows(longest, before)
+            most = self._together([len(row_of(question, before)) for question in ordered], before)
             yield ordered[:most]
             ordered = ordered[most:]
 
@@ -170,7 +171,7 @@ class Continuations:
         contexts = [len(question.context) for question in batch]
         while choices:
             longest = len(choices[0][1]) - 1
-            most = self._most_rows(longest, width)
+            most = self._together([len(tokens) - 1 for _, tokens, _ in choices], width)
             own, choices = choices[:most], choices[most:]
             lengths = torch.tensor([contexts[row] for row, _, _ in own])
             chosen = torch.tensor([row for row, _, _ in own], device=self._model.model.device)
@@ -187,9 +188,18 @@ class Continuations:
                 wanted.add(row, 0, tokens[1:], place)
             self._read(hidden, wanted)
 
-    def _most_rows(self, longest: int, before: int) -> int:
-        """Return how many rows of so many tokens a batch may have, after so many whose keys and values are kept."""
-        return max(1, min(self._batch_tokens // longest, _CACHE_BYTES // (self._kept_bytes * (before + longest))))
+    def _together(self, lengths: Sequence[int], before: int) -> int:
+        """Return how many rows make a batch: of about one length, since the longest is what all are padded to.
+
+        Args:
+            lengths: of rows, descending.
+            before: tokens whose keys and values are kept for each.
+        """
+        longest = lengths[0]
+        most = max(1, min(self._batch_tokens // longest, _CACHE_BYTES // (self._kept_bytes * (before + longest))))
+        enough = -(-_FEWEST_TOKENS // longest)  # rows that are worth a batch of their own
+        alike = next((row for row, length in enumerate(lengths) if length < _ALIKE * longest), len(lengths))
+        return min(most, max(alike, enough))
 
     def _forward(
         self, rows: Sequence[Tokens], cache: Cache | None, mask: Tensor | None = None, positions: Tensor | None = None

@@ -12,7 +12,8 @@ runs/benchmark-accuracy, so that the benchmark goes on where it was stopped.
 | | preset commonsense (zero-shot), 4,000 items of MMLU (five-shot), drawn by the seed over all subjects |
 | `harness` | the dense model in float32, 200 items of a task: our answers against the harness' own task over the same |
 | | rows, answered by its own class for transformers models |
-| `speed` | the dense model, 200 items of each task of the preset, with and without sharing what is common |
+| `speed` | the dense model, 200 items of each task of the preset and 40 of MMLU, with and without sharing what is |
+| | common |
 
 | row of the table | widths | scores, update |
 | --- | --- | --- |
@@ -60,6 +61,7 @@ from tests.benchmarks.search import SEARCH, Bench, finished, open_dense, prepare
 from tests.evaluator.own_tasks import own_task
 
 SEED, MMLU_ITEMS, ITEMS = 0, 4000, 200
+MMLU_TIMED = 40  # items: without sharing each repeats its examples four times
 ROWS = ("dense", "uniform", "ours", "taylor", "owl", "uniform_update", "whole_ends_update", "owl_update")
 SLICED = {"uniform": "wanda", "taylor": "taylor", "owl": "wanda"}  # rows without an update, and their scores
 PARTS = ("table", "harness", "speed")
@@ -220,7 +222,8 @@ def compared(dense: DenseModel, task: str, quick: bool) -> dict[str, Any]:
 
 def timed(dense: DenseModel, folder: Path, quick: bool) -> dict[str, Any]:
     """Return seconds of each task, fresh, with and without sharing what is common."""
-    exams = set_exams([*PRESETS["commonsense"], Asked("mmlu", 5)], DATA / "tasks", 10 if quick else ITEMS, SEED)
+    exams = set_exams(PRESETS["commonsense"], DATA / "tasks", 10 if quick else ITEMS, SEED)
+    exams += set_exams([Asked("mmlu", 5)], DATA / "tasks", 10 if quick else MMLU_TIMED, SEED)
     asking = HarnessModel(dense)
     found: dict[str, Any] = {}
     for exam in exams:
