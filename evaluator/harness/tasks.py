@@ -86,14 +86,12 @@ def load_tasks(asked: Asked, folder: Path | None) -> dict[str, Any]:
     Raises:
         SettingError: there is no such task, or its data cannot be had.
     """
-    from lm_eval.tasks import TaskManager
-
     with quiet_harness():
         if folder is not None:
             from lm_eval.api.task import ConfigurableTask
 
             return {each["task"]: ConfigurableTask(config=each) for each in _local(asked, folder)}
-        manager = TaskManager()
+        manager = _manager()
         if asked.task not in {*manager.all_tasks}:
             raise SettingError(
                 f"A task must be a preset ({', '.join(PRESETS)}) or one of the harness', but {asked.task!r} is none; "
@@ -108,6 +106,13 @@ def load_tasks(asked: Asked, folder: Path | None) -> dict[str, Any]:
                 "give --task-data a folder that holds it, or ask for other tasks."
             ) from error
         return found
+
+
+@functools.cache  # it reads the first lines of some ten thousand files
+def _manager() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _local(asked: Asked, folder: Path) -> Iterator[dict[str, Any]]:

@@ -86,10 +86,9 @@ def own_task(name: str, folder: Path, scratch: Path) -> Any:
         scratch: where the rows in the form of the hub's go.
     """
     from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    from evaluator.harness.tasks import quiet_harness
+    from evaluator.harness.tasks import _manager, quiet_harness
 
     if name.startswith("mmlu_"):
         files = {split: _mmlu(name.removeprefix("mmlu_"), split, folder, scratch) for split in ("dev", "test")}
@@ -98,7 +97,7 @@ def own_task(name: str, folder: Path, scratch: Path) -> Any:
         rows = [turned(json.loads(line)) for line in (folder / f"{stem}.jsonl").read_text().splitlines()]
         files = dict.fromkeys(SPLITS, _written(rows, scratch / f"{name}.jsonl"))
     with quiet_harness():
-        definition = load_yaml(TaskManager().task_index[name].yaml_path, resolve_func=True)
+        definition = load_yaml(_manager().task_index[name].yaml_path, resolve_func=True)
         placed = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
         return ConfigurableTask(config={**definition, **placed})
 

@@ -36,7 +36,7 @@ def test_prompts_and_scores_are_those_of_the_harness_own_task(name, tasks, model
     from lm_eval.models.huggingface import HFLM
 
     asked = Asked(name, 5 if name.startswith("mmlu") else 0)
-    [exam] = set_exams([asked], tasks, limit=30, seed=3)
+    [exam] = set_exams([asked], tasks, limit=12, seed=3)
     [paper] = exam.papers
     own = own_task(name, tasks, tmp_path)
     own.set_config("num_fewshot", asked.shots)
@@ -55,7 +55,7 @@ def test_prompts_and_scores_are_those_of_the_harness_own_task(name, tasks, model
         [score] = answer(model, [exam], tmp_path / "cache")
     rows = sorted(found["samples"][name], key=lambda row: row["doc_id"])
     assert sent == [pair for row in rows for pair in row["arguments"]]
-    assert len(sent) >= 60
+    assert len(sent) >= 24
     [part] = score.parts
     assert set(part.scores) == set(rows[0]["metrics"])
     for metric, values in part.scores.items():

@@ -1,6 +1,7 @@
 """`secateur evaluate`, and runs that aim at tasks."""
 
 import json
+import time
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_what_is_killed_goes_on(stories, tasks, tmp_path):
     process = start(*arguments)
     answered = tmp_path / "cache" / "answers"
     while process.poll() is None and len(list(answered.glob("*/*.json"))) < 2:
-        pass
+        time.sleep(0.02)
     process.kill()
     process.wait()
     kept = fingerprints(answered)
