@@ -12,7 +12,7 @@ from torch import Tensor
 from evaluator.accuracy import BATCH_TOKENS, Reference, estimating_pays, make_reference, score_tokens
 from evaluator.boundaries import boundaries, replayed
 from evaluator.calibration import calibrate
-from evaluator.checkpoint import DenseModel
+from evaluator.checkpoint import DenseModel, hash_weights
 from evaluator.harness.items import Aim
 from evaluator.kernels import EAGER, KernelsName, choose_kernels
 from evaluator.measurement import DIVERGENCE, ESTIMATED_DIVERGENCE, Measurement, Protocol
@@ -23,6 +23,7 @@ from evaluator.recovery.short import ShortRecipe
 from evaluator.slopes import FORWARD_PASSES, Slopes
 from evaluator.slopes import slopes as slopes_of
 from evaluator.splits import Texts
+from evaluator.standalone import student_of
 from evaluator.store import PairStore
 from evaluator.stream import Stream, gather_stream
 from evaluator.students import Students
@@ -268,6 +269,12 @@ class Evaluator:
         with replay:
             scores = score_tokens(self.dense, reference, self.kernels, self._estimated(split))
         return Measurement.from_scores(scores, len(reference.tokens), protocol, time.perf_counter() - started)
+
+    def model_of(self, architecture: Architecture) -> DenseModel:
+        """Return an architecture as a model of its own, by the hash of its weights; good until another is installed."""
+        self.surgeon.install(architecture)
+        student = student_of(self.dense, architecture)
+        return replace(student, weights_hash=hash_weights(student.model))
 
     def _reference(self, split: str) -> Reference:
         if split not in self._references:

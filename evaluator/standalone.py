@@ -5,14 +5,14 @@ holds of the export.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evaluator.checkpoint import DenseModel
+from evaluator.checkpoint import DenseModel, quiet_transformers
 from evaluator.pruned_model import PRUNED
 from space import Architecture
 
@@ -77,6 +77,17 @@ def standalone(dense: DenseModel, architecture: Architecture) -> PreTrainedModel
     """
     weights = {name: tensor.contiguous() for name, tensor in dense.model.state_dict().items()}
     return assembled(PRUNED[dense.layout.family][1], pruned_config(dense, architecture), weights, dense.model)
+
+
+def student_of(dense: DenseModel, architecture: Architecture) -> DenseModel:
+    """Return the same in the form of a dense model, by whose weights' hash it is still called.
+
+    Args:
+        dense: the model, with `architecture` installed.
+        architecture: what is kept.
+    """
+    with quiet_transformers():  # which takes layers of their own widths for a risk
+        return replace(dense, model=standalone(dense, architecture))
 
 
 def assembled(

@@ -13,13 +13,13 @@ from dataclasses import replace
 from torch import Tensor
 
 from evaluator.accuracy import Reference, TokenScores, score_tokens
-from evaluator.checkpoint import DenseModel, quiet_transformers
+from evaluator.checkpoint import DenseModel
 from evaluator.harness.items import Aim, ItemReference
 from evaluator.kernels import EAGER
 from evaluator.measurement import Measurement, Protocol
 from evaluator.pruning import Surgeon
 from evaluator.recovery.short import ShortRecipe, ShortRecovery
-from evaluator.standalone import standalone
+from evaluator.standalone import student_of
 from space import Architecture, Criterion
 
 SEARCHED = ("search", "validate")  # splits that a search chooses by
@@ -110,8 +110,7 @@ class Students:
             surgeon.restore()
             self._recovering = ShortRecovery(self._dense, calibration, self.recovery)
         surgeon.install(architecture)
-        with quiet_transformers():  # which takes layers of their own widths for a risk
-            student = replace(self._dense, model=standalone(self._dense, architecture))
+        student = student_of(self._dense, architecture)
         with self._recovering.recovered(student) if self._recovering else contextlib.nullcontext():
             scores = score(student)
         found = Measurement.from_scores(scores, units, protocol, time.perf_counter() - started)

@@ -5,13 +5,12 @@ one, the recovered winner. Other models are compared with the first, a lone expo
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from evaluator import DenseModel, Evaluator, hash_weights, open_model, standalone
+from evaluator import DenseModel, open_model
 from evaluator.builtin import cache_folder
-from evaluator.checkpoint import quiet_transformers
 from evaluator.recovery.student import OWN_TYPE, open_student
 from search.accuracy_settings import AccuracySettings
 from search.environment import describe_environment
@@ -67,8 +66,7 @@ def evaluate(
         )
     asked = asked_for(settings.ask)
     with reporter.stage("Making prompts", len(asked), "tasks") as advance:
-        left = run.searched_items() if of_run else {}
-        exams = set_exams(asked, settings.data, settings.limit, settings.seed, left, progress=advance)
+        exams = set_exams(asked, settings.data, settings.limit, settings.seed, _seen(models), progress=advance)
     opened = _of_run(run, architectures or {}, device) if of_run else _of_names(list(map(str, models)), device)
     answered: dict[str, list[Score]] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -79,6 +77,16 @@ def evaluate(
     if of_run:
         with run.locked():
             write_json(run.accuracy_file, {**run.accuracy(), settings.title: found})
+    return found
+
+
+def _seen(models: Sequence[str | Path]) -> dict[str, frozenset[int]]:
+    """Return the places of items that models were searched by, by task: none of them is asked of any of the models."""
+    found: dict[str, frozenset[int]] = {}
+    for model in map(Path, models):
+        told = RunFolder(model).best() if (model / "best.json").is_file() else record_of(model)
+        for task, places in (told.get("aim") or {"seen": {}})["seen"].items():
+            found[task] = found.get(task, frozenset()).union(places)
     return found
 
 
@@ -99,18 +107,10 @@ def _of_run(run: RunFolder, architectures: Mapping[str, Architecture], device: s
     with open_evaluator(run) as judge:
         yield "dense", judge.dense
         for name, architecture in wanted.items():
-            yield name, installed(judge, architecture)
+            yield name, judge.model_of(architecture)
         judge.surgeon.restore()
     if (run.path / "recovered" / "config.json").is_file():
         yield "recovered", open_student(run.path / "recovered", device=device)
-
-
-def installed(judge: Evaluator, architecture: Architecture) -> DenseModel:
-    """Return an architecture as a model of its own, by the hash of its weights; good until another is installed."""
-    judge.surgeon.install(architecture)
-    with quiet_transformers():  # which takes layers of their own widths for a risk
-        model = standalone(judge.dense, architecture)
-    return replace(judge.dense, model=model, weights_hash=hash_weights(model))
 
 
 def _of_names(names: list[str], device: str) -> Iterator[tuple[str, DenseModel]]:

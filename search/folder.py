@@ -52,7 +52,6 @@ class RunFolder:
         self.predictor = path / "predictor"
         self.study_file = path / "study.db"
         self.best_file = path / "best.json"
-        self.items_file = path / "items.json"  # that a search aims at, by split and task
         self.accuracy_file = path / "accuracy.json"  # by what was asked, see `search.accuracy`
         self.report_file = path / "report.html"
         self.export = path / "export"
@@ -101,7 +100,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Take back a folder whose run was refused before it measured anything."""
-        for file in (self.config_file, self.layout_file, self.latency_file, self.items_file, self.path / ".lock"):
+        for file in (self.config_file, self.layout_file, self.latency_file, self.path / ".lock"):
             file.unlink(missing_ok=True)
         with suppress(OSError):  # something else is in it
             self.path.rmdir()
@@ -279,17 +278,6 @@ class RunFolder:
                 f"{', '.join(missing)}; delete it and repeat the command that began the run."
             )
         return values
-
-    def searched_items(self) -> dict[str, frozenset[int]]:
-        """Return the places of the items that the run's search has seen, by task; empty where it aimed at text.
-
-        Raises:
-            RunFolderError: the file is damaged.
-        """
-        found: dict[str, frozenset[int]] = {}
-        for drawn in (self.read_json(self.items_file) if self.items_file.exists() else {}).values():
-            found |= {task: found.get(task, frozenset()).union(places) for task, places in drawn.items()}
-        return found
 
     def accuracy(self) -> dict[str, Any]:
         """Return the accuracies of the run's models by what was asked; empty where nothing was.

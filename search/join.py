@@ -47,7 +47,7 @@ def join_search(folder: str | Path, reporter: Reporter | None = None) -> int:
     store = PairStore(files.measurements_file)
     try:
         with files.copied_study() as own:
-            aim = aim_of(config, files, dense, reporter)
+            aim = aim_of(config, dense, reporter)
             run = at_work(config, own, reporter, dense, files.texts(), store, files.search_space(), None, aim)
             find(run)
     finally:

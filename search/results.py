@@ -94,7 +94,9 @@ def best_record(
         "latency": latency,
         "texts": {split: f"{texts.sources[split]}, {tokens.numel():,} tokens" for split, tokens in texts.tokens.items()}
         | ({split: f"{items.title}, {items.tokens:,} tokens" for split, items in aim.items.items()} if aim else {}),
-        "aim": {"ask": list(config.tasks.ask), "loss": aim.loss, "signal": aim.signal} if aim else None,
+        "aim": {"ask": list(config.tasks.ask), "loss": aim.loss, "signal": aim.signal, "seen": dict(aim.seen)}
+        if aim
+        else None,
         "calibration": {**texts.calibration, **({"winner_under": dict(mixes)} if mixes else {})},
         "recovery": str(judge.students.recovery) if judge.students.recovery else None,
         "protocols": judge.describe(),

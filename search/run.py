@@ -65,7 +65,7 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
         _ask(config, files, reporter)
         return files.best()
     with files.locked():
-        aim = aim_of(config, files, dense, reporter)
+        aim = aim_of(config, dense, reporter)
         space, texts = _begin(config, files, dense, reporter, aim)
         agreement = _check_dtype(dense, texts, reporter)
         store = PairStore(files.measurements_file)
@@ -172,8 +172,8 @@ def _write(run: Run, found: Found, started: float) -> dict[str, Any]:
 
 def _ask(config: RunConfig, files: RunFolder, reporter: Reporter) -> None:
     """Compare a finished run's models in the tasks that it aimed at, on items that its search has not seen."""
-    if config.tasks.ask and not files.accuracy():
-        evaluate([files.path], settings_of(config), reporter=reporter)
+    if config.tasks.ask and (settings := settings_of(config)).title not in files.accuracy():
+        evaluate([files.path], settings, reporter=reporter)
         rewrite_report(files)
 
 

@@ -60,7 +60,7 @@ def open_evaluator(run: RunFolder) -> Iterator[Evaluator]:
             folder=run.prepared,
             kernels=config.kernels,
             recovery=config.recovery.recipe(config.seed),
-            aim=aim_of(config, run, dense, Reporter(quiet=True)),
+            aim=aim_of(config, dense, Reporter(quiet=True)),
         )
     finally:
         store.close()

@@ -67,14 +67,6 @@ class Answers:
             )
         return np.array(self.scores[metric])
 
-    def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Return the negative log-probability of each item's right choice among its choices (items,), nats."""
-        found = [
-            np.logaddexp.reduce(choices) - choices[gold]
-            for choices, gold in zip(self.loglikelihoods, self.gold, strict=True)
-        ]
-        return np.array(found)
-
     def save(self, file: Path) -> None:
         """Write beside, then rename."""
         file.parent.mkdir(parents=True, exist_ok=True)

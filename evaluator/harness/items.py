@@ -123,10 +123,12 @@ class Aim:
     Args:
         items: by split.
         signal: what is a loss.
+        seen: places of all these items in their tasks, by task, which are not to be reported.
     """
 
     items: Mapping[str, Items]
     signal: Signal
+    seen: Mapping[str, tuple[int, ...]]
 
     @property
     def loss(self) -> str:

@@ -30,6 +30,7 @@ def record_of_run(best: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
     taken = ("model", "weights_hash", "seed", "budgets", "layout", "fingerprint", "architecture", "cost", "dense_cost")
     record = {key: best[key] for key in (*taken, "measured", "texts", "environment")}
     record["predicted"] = best.get("predicted")
+    record["aim"] = best.get("aim")  # whose items are not to be reported, wherever the export goes
     record["baselines"] = {
         name: {key: own[key] for key in ("fingerprint", "cost", "measured", "winner_less_this") if key in own}
         for name, own in best["baselines"].items()

@@ -52,7 +52,6 @@ from evaluator.harness.continuations import Continuations
 from evaluator.harness.evaluation import answer, sample_of, set_exams
 from evaluator.harness.model import HarnessModel
 from evaluator.harness.tasks import PRESETS, Asked, quiet_harness
-from search.accuracy import installed
 from search.environment import commit, device_name
 from search.progress import Reporter
 from space import Architecture, Criterion
@@ -127,7 +126,7 @@ def measured(dense: DenseModel, row: str, folder: Path, quick: bool) -> dict[str
     with prepared("widths_80", SEED, dense, SEARCH["predictor"], quick) as bench, _pruning(bench, row):
         architecture = _architecture(bench, row, quick)
         [text] = bench.judge.measure([architecture], "report", "report")
-        model = dense if row == "dense" else installed(bench.judge, architecture)
+        model = dense if row == "dense" else bench.judge.model_of(architecture)
         with Reporter().stage(f"{row}: asking", sum(exam.requests for exam in exams), "requests") as advance:
             scores = answer(model, exams, folder / "answers", advance)
         parameters = sum(weight.numel() for layer in model.layers for weight in layer.parameters())

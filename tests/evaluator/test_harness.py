@@ -238,7 +238,6 @@ def test_tasks_weigh_the_same_in_a_mean():
     assert found.p == pytest.approx(2 * norm.sf(found.value / found.standard_error))
 
 
-def test_losses_are_of_the_right_choice_among_the_choices():
-    score = scored("a", [1, 0], ((-1.0, -1.0), (-1.0, -1.0 + np.log(3))))
-    assert score.parts[0].losses() == pytest.approx([np.log(2), np.log(4)])
-    assert score.chance == 0.5
+def test_guessing_is_by_the_number_of_choices():
+    assert scored("a", [1, 0], ((-1.0, -2.0), (-1.0, -1.0))).chance == 0.5
+    assert scored("a", [1, 0]).chance is None

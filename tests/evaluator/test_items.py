@@ -12,7 +12,6 @@ from evaluator.harness.items import Aim, ItemReference, tokenised
 from evaluator.harness.tasks import Asked
 from evaluator.recovery.short import ShortRecipe
 from evaluator.sources import tokenise
-from search.accuracy import installed
 from space import Architecture, Criterion, SettingError
 
 PRUNED = {"mlp_width": 60, "kv_groups": 2}
@@ -42,7 +41,7 @@ def judge(dense, data, exams, tmp_path):
     def make(signal="margin", **more):
         def aim():
             made.append(signal)
-            return Aim({"search": items, "validate": items}, signal)
+            return Aim({"search": items, "validate": items}, signal, {})
 
         return Evaluator(dense, texts, store, criterion=Criterion("wanda", "wanda", "none"), aim=aim, **more)
 
@@ -80,7 +79,7 @@ def test_losses_are_of_answers_as_the_harness_counts_them(judge, dense, exams, t
     """Right answers that are right no more, against what the same two models answer through lm-eval."""
     evaluator, architecture = judge("answers"), pruned(dense, 5)
     [found] = evaluator.measure([architecture], "search", "test")
-    model = installed(evaluator, architecture)
+    model = evaluator.model_of(architecture)
     own = answer(model, exams, tmp_path)
     evaluator.surgeon.restore()
     theirs = answer(dense, exams, tmp_path)
@@ -90,7 +89,13 @@ def test_losses_are_of_answers_as_the_harness_counts_them(judge, dense, exams, t
     assert found.kl == pytest.approx(np.mean(lost), abs=1e-6)
     assert 0 < found.kl < 1
     assert found.agreement == pytest.approx(np.mean([score.accuracy.value for score in own]), abs=1e-6)
-    losses = [np.mean(score.parts[0].losses()) for score in own]
+    parts = [score.parts[0] for score in own]
+    losses = [
+        np.mean(
+            [np.logaddexp.reduce(each) - each[gold] for each, gold in zip(part.loglikelihoods, part.gold, strict=True)]
+        )
+        for part in parts
+    ]
     assert found.nll == pytest.approx(np.mean(losses), abs=1e-4)
     assert less(own[0], theirs[0]).value == pytest.approx(own[0].accuracy.value - theirs[0].accuracy.value)
 
