@@ -51,6 +51,7 @@ class RunFolder:
         self.measurements_file = path / "measurements.db"
         self.predictor = path / "predictor"
         self.study_file = path / "study.db"
+        self.held_out_file = path / "held-out.json"  # what cross-validation predicted of pairs, by fingerprint
         self.best_file = path / "best.json"
         self.accuracy_file = path / "accuracy.json"  # by what was asked, see `search.accuracy`
         self.report_file = path / "report.html"

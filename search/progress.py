@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -18,6 +18,26 @@ class Advance(Protocol):
 
     def __call__(self, amount: int, note: str = "", /) -> None:
         """Add an amount."""
+
+
+# Told of every stage and line of this process, also where nothing is shown: how a job tells the service that began it.
+Listener = Callable[[dict[str, Any]], None]
+_listeners: list[Listener] = []
+
+
+def listen(listener: Listener) -> None:
+    """Tell a function of all progress in this process from now on.
+
+    Args:
+        listener: gets `{"said": line}`, or `{"stage": title, "done": amount, "total": amount, "unit": word, "note":
+            text}` at each step of a stage.
+    """
+    _listeners.append(listener)
+
+
+def _tell(event: dict[str, Any]) -> None:
+    for listener in _listeners:
+        listener(event)
 
 
 class _Rate(ProgressColumn):
@@ -40,6 +60,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line."""
+        _tell({"said": text})
         self._console.print(text, soft_wrap=True)
 
     @contextmanager
@@ -54,6 +75,20 @@ class Reporter:
         Yields:
             A function to be told of each amount of work done.
         """
+        with self._shown(title, total, unit) as show:
+            done = 0
+
+            def advance(amount: int, note: str = "", /) -> None:
+                nonlocal done
+                done += amount
+                _tell({"stage": title, "done": done, "total": total, "unit": unit, "note": note})
+                show(amount, note)
+
+            _tell({"stage": title, "done": 0, "total": total, "unit": unit, "note": ""})
+            yield advance
+
+    @contextmanager
+    def _shown(self, title: str, total: int, unit: str) -> Iterator[Advance]:
         if self._quiet:
             yield lambda _amount, _note="": None
         elif self._console.is_terminal:

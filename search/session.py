@@ -11,7 +11,7 @@ from evaluator.harness.items import LOSSES
 from predictor import AccuracyPredictor, ResidualStream, Target, pairs_of_table, read_table
 from search.aim import aim_of
 from search.config import RunConfig
-from search.folder import RunFolder
+from search.folder import RunFolder, write_json
 from search.learned import curve_record
 from search.objective import fit_pairs, stream_of
 from search.progress import Reporter
@@ -107,6 +107,7 @@ def save_predictors(
         alone: sub-blocks measured alone, where they are not among the pairs.
     """
     predictor.save(run.predictor)
+    write_json(run.held_out_file, predictor.held_out)
     if predictor.target.name is not None:  # the run aims at tasks, and measured no perplexity to choose by
         return
     # Without the dense model among the pairs, or where noise makes pruned models no worse, there is none.
@@ -158,6 +159,8 @@ def rewrite_report(run: RunFolder) -> Path:
     """
     best = run.best()
     predictor, known = _fitted(run, None) if best["quality"] else (None, _known(run))
+    if predictor:
+        write_json(run.held_out_file, predictor.held_out)
     return write_report(run.path, best, pair_rows(known.pairs, run.search_space(), predictor), run.accuracy())
 
 

@@ -1,0 +1,120 @@
+"""The web application: routes, whom it answers, and how its errors are told."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from filelock import FileLock, Timeout
+
+from search.refusals import refusal
+from search.service.answers import Refused
+from search.service.api import ROUTERS
+from search.service.asking import Oracle
+from search.service.gate import Gate
+from search.service.guard import Guard, Tokens, refusals_told
+from search.service.page import STATIC
+from search.service.page import router as page
+from search.service.queue import JobMissingError, JobQueue
+from search.service.settings import ServiceSettings
+from search.service.state import Service
+from search.service.telemetry import Metrics, Telemetry, log
+from search.service.workers import Workers
+from space import RunFolderError, SecateurError
+
+_ABOUT = "Architecture search with an accuracy predictor for pruning language models."
+_ALWAYS: dict[int | str, dict[str, Any]] = {
+    **refusals_told(),
+    413: {"description": "The body is too large."},
+    507: {"model": Refused, "description": "The disk is full."},
+}
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """Return the application of a service, which begins when it is started and ends its workers when it stops.
+
+    Args:
+        settings: the operator's.
+    """
+    metrics, tokens = Metrics(), Tokens(settings.home / "token.sha256")
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        with _one_service(settings):
+            workers = Workers(settings)
+            queue = JobQueue(settings.database_url, (settings.home / "jobs").absolute())
+            workers.wait_for_earlier()
+            if again := queue.take_up_again(workers.executors):
+                log("jobs taken up again", count=again)
+            oracle = Oracle()
+            app.state.service = Service(settings, Gate(settings), queue, oracle, workers, tokens, metrics)
+            workers.start()
+            log("ready", host=settings.host, port=settings.port, slots=settings.slots)
+            try:
+                yield
+            finally:
+                workers.stop()
+                oracle.close()
+                queue.close()
+
+    app = FastAPI(
+        title="Secateur",
+        description=_ABOUT,
+        version="1",
+        lifespan=life,
+        docs_url=None,  # both fetch their scripts from elsewhere; the page has its own
+        redoc_url=None,
+        max_body_size=settings.most_body_bytes,
+        responses=_ALWAYS,
+    )
+    for router in ROUTERS:
+        app.include_router(router)
+    app.include_router(page)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.add_middleware(Guard, settings=settings, tokens=tokens, metrics=metrics)
+    app.add_middleware(Telemetry, metrics=metrics)
+    app.add_exception_handler(RequestValidationError, _unreadable)
+    app.add_exception_handler(SecateurError, _refused)
+    app.add_exception_handler(OSError, _disk)
+    return app
+
+
+def _one_service(settings: ServiceSettings) -> FileLock:
+    lock = FileLock(settings.home / "service.lock")
+    try:
+        lock.acquire(timeout=5)
+    except Timeout:
+        raise RunFolderError(
+            f"One service must have a folder of runs to itself, but another serves {str(settings.runs)!r}; stop it, or "
+            "choose another folder with --runs."
+        ) from None
+    return lock
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """Tell why what was asked for cannot be done."""
+    missing = isinstance(error, JobMissingError)
+    status = 404 if missing else 409 if isinstance(error, RunFolderError) else 422
+    log("refused", 30, id=request.state.request_id, reason=type(error).__name__, sentence=str(error)[:500])
+    return JSONResponse({"detail": str(error)}, status)
+
+
+async def _unreadable(request: Request, error: Exception) -> Response:
+    """Tell what of a request is not as its documentation says, without repeating what was sent."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    sentence = f"{place} must be as /openapi.json says: {first['msg']}; change it."
+    return JSONResponse({"detail": sentence}, 422)
+
+
+async def _disk(request: Request, error: Exception) -> Response:
+    """Tell that the disk is full; what else the system refuses is a fault of the service."""
+    sentence = refusal(error)
+    if sentence is None:
+        raise error
+    return JSONResponse({"detail": sentence}, 507)

@@ -1,0 +1,116 @@
+"""A run's measured pairs as the service tells them, read without torch.
+
+The store belongs to `evaluator.store`, which comes with torch and half a gigabyte; here its two tables are read as they
+are, by names that a test holds against it.
+"""
+
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sqlalchemy as sa
+
+from search.comparison import PairRow
+from search.folder import RunFolder
+from space import GENES, Architecture, RunFolderError, SearchSpace
+
+_COLUMNS = (
+    "fingerprint, origin, architecture, nll, nll_standard_error, kl, kl_standard_error, agreement, tokens, measured_at"
+)
+MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+
+
+def read_pairs(run: RunFolder) -> pd.DataFrame:
+    """Return what a run measured on its search text, in the order it was measured.
+
+    Args:
+        run: the run.
+
+    Returns:
+        One row a pair; `architecture` is its JSON.
+
+    Raises:
+        RunFolderError: nothing was measured yet, or the store is damaged.
+    """
+    if not run.measurements_file.exists():
+        raise RunFolderError(f"A run must have measured pairs, but {run.path.name!r} has none yet; wait for them.")
+    engine = sa.create_engine(f"sqlite:///file:{run.measurements_file.absolute()}?mode=ro&uri=true")
+    try:
+        with engine.connect() as connection:
+            protocols = connection.execute(sa.text("SELECT fingerprint, content FROM protocols")).all()
+            search = [key for key, content in protocols if json.loads(content)["split"] == "search"]
+            query = sa.text(f"SELECT {_COLUMNS} FROM pairs WHERE protocol = :protocol ORDER BY id")
+            return pd.read_sql(query, connection, params={"protocol": search[0] if search else ""})
+    except (sa.exc.DatabaseError, ValueError, KeyError) as error:
+        raise RunFolderError(
+            f"measurements.db of a run must be intact, but that of {run.path.name!r} is not ({error}); restore it."
+        ) from error
+    finally:
+        engine.dispose()
+
+
+def pair_table(found: pd.DataFrame, space: SearchSpace) -> pd.DataFrame:
+    """Return pairs with their costs and genes in columns of their own, as `secateur fit --pairs` reads them.
+
+    Args:
+        found: of `read_pairs`.
+        space: of the run.
+    """
+    architectures = [Architecture.from_json(text) for text in found["architecture"]]
+    costs = pd.DataFrame([space.amounts(each) for each in architectures], index=found.index)
+    columns = [f"{layer}.{gene}" for layer in range(space.layout.layers) for gene in GENES]
+    genes = [[getattr(layer, gene) for layer in each.layers for gene in GENES] for each in architectures]
+    told = found.drop(columns="architecture").assign(perplexity=np.exp(found["nll"]))
+    return pd.concat([told, costs, pd.DataFrame(genes, columns=columns, index=found.index)], axis=1)
+
+
+def written(table: pd.DataFrame, form: str) -> bytes:
+    """Return a table as a file of a form of `MEDIA`."""
+    if form == "csv":
+        return table.to_csv(index=False).encode()
+    sink = BytesIO()
+    table.to_parquet(sink, index=False)
+    return sink.getvalue()
+
+
+def pair_rows(found: pd.DataFrame, space: SearchSpace, held_out: Mapping[str, Any]) -> list[PairRow]:
+    """Return pairs for figures, each with what was predicted of it by a model that had not seen it.
+
+    Args:
+        found: of `read_pairs`.
+        space: of the run.
+        held_out: by fingerprint, the prediction and the ends of its interval.
+    """
+    rows = []
+    for each in found.assign(perplexity=np.exp(found["nll"])).to_dict("records"):
+        architecture = Architecture.from_json(each["architecture"])
+        told, lower, upper = held_out.get(each["fingerprint"], (None, None, None))
+        rows.append(
+            PairRow(
+                fingerprint=each["fingerprint"],
+                architecture=architecture,
+                kind=each["origin"],
+                cost=space.amounts(architecture),
+                kl=each["kl"],
+                kl_standard_error=each["kl_standard_error"],
+                perplexity=each["perplexity"],
+                predicted=told,
+                lower=lower,
+                upper=upper,
+            )
+        )
+    return rows
+
+
+def held_out_of(run: RunFolder) -> dict[str, Any]:
+    """Return what cross-validation predicted of a run's pairs, by fingerprint; empty where that was not kept."""
+    return run.read_json(run.held_out_file) if run.held_out_file.exists() else {}
+
+
+def stamp_of(*files: Path) -> tuple[float, ...]:
+    """Return what changes when files do."""
+    return tuple(file.stat().st_mtime_ns if file.exists() else 0.0 for file in files)
