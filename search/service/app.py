@@ -8,7 +8,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from filelock import FileLock, Timeout
 
 from search.refusals import refusal
 from search.service.answers import Refused
@@ -44,22 +43,20 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         settings.home.mkdir(parents=True, exist_ok=True)
-        with _one_service(settings):
-            workers = Workers(settings)
-            queue = JobQueue(settings.database_url, (settings.home / "jobs").absolute())
-            workers.wait_for_earlier()
-            if again := queue.take_up_again(workers.executors):
-                log("jobs taken up again", count=again)
-            oracle = Oracle()
-            app.state.service = Service(settings, Gate(settings), queue, oracle, workers, tokens, metrics)
-            workers.start()
-            log("ready", host=settings.host, port=settings.port, slots=settings.slots)
-            try:
-                yield
-            finally:
-                workers.stop()
-                oracle.close()
-                queue.close()
+        workers, oracle = Workers(settings), Oracle()
+        queue = JobQueue(settings.database_url, (settings.home / "jobs").absolute())
+        workers.wait_for_earlier()
+        if again := queue.take_up_again(workers.executors):
+            log("jobs taken up again", count=again)
+        app.state.service = Service(settings, Gate(settings), queue, oracle, workers, tokens, metrics)
+        workers.start()
+        log("ready", host=settings.host, port=settings.port, slots=settings.slots)
+        try:
+            yield
+        finally:
+            workers.stop()
+            oracle.close()
+            queue.close()
 
     app = FastAPI(
         title="Secateur",
@@ -81,18 +78,6 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_exception_handler(SecateurError, _refused)
     app.add_exception_handler(OSError, _disk)
     return app
-
-
-def _one_service(settings: ServiceSettings) -> FileLock:
-    lock = FileLock(settings.home / "service.lock")
-    try:
-        lock.acquire(timeout=5)
-    except Timeout:
-        raise RunFolderError(
-            f"One service must have a folder of runs to itself, but another serves {str(settings.runs)!r}; stop it, or "
-            "choose another folder with --runs."
-        ) from None
-    return lock
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -2,14 +2,17 @@
 
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
+from filelock import FileLock, Timeout
 
 from search.service.app import create_app
 from search.service.guard import Tokens
 from search.service.settings import ServiceSettings
 from search.service.telemetry import begin_logging
-from space import SettingError
+from space import RunFolderError, SettingError
 
 
 def serve(settings: ServiceSettings, new_token: bool = False) -> None:
@@ -23,7 +26,24 @@ def serve(settings: ServiceSettings, new_token: bool = False) -> None:
         SettingError: the address cannot be listened on.
         RunFolderError: another service has the folder of runs.
     """
-    listening = _listening(settings)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with _alone(settings):
+        _serve(settings, _listening(settings), new_token)
+
+
+@contextmanager
+def _alone(settings: ServiceSettings) -> Iterator[None]:
+    try:
+        with FileLock(settings.home / "service.lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunFolderError(
+            f"One service must have a folder of runs to itself, but another serves {str(settings.runs)!r}; stop it, or "
+            "choose another folder with --runs."
+        ) from None
+
+
+def _serve(settings: ServiceSettings, listening: socket.socket, new_token: bool) -> None:
     port = listening.getsockname()[1]
     tokens = Tokens(settings.home / "token.sha256")
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -139,7 +139,7 @@ class TestJson:
         assert "secateur generate" in out
 
 
-@pytest.mark.parametrize("command", (*COMMANDS, *SERVERS))
+@pytest.mark.parametrize("command", [*COMMANDS, *SERVERS])
 def test_help_has_an_example(command, capsys):
     assert call(command, "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -162,7 +162,7 @@ def test_help_lists_every_command(capsys):
             assert call(group, name, "--help") == 0
             text = " ".join(capsys.readouterr().out.split())
             assert f"Example: secateur {group} {name} " in text
-            assert ("--json" in text) == (command in COMMANDS)
+            assert "--json" in text
 
 
 def test_a_question_loads_no_torch(finished_run):

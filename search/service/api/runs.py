@@ -62,7 +62,7 @@ async def slider_choices(run: Run) -> dict[str, Any]:
 
 @router.get("/{run}/figures", responses=_NOT_YET)
 async def figures(run: Run) -> dict[str, Any]:
-    """Return the run's figures as Plotly's JSON, each with the sentence that stands for it."""
+    """Return the run's figures as Plotly's JSON, each with the sentence that stands for it where it is not seen."""
     return await asyncio.to_thread(drawings, run)
 
 

@@ -11,6 +11,7 @@ from fastapi.templating import Jinja2Templates
 from plotly import __version__ as plotly_version
 from plotly import offline
 
+from search.figures import DARK
 from search.folder import RunFolder
 from search.service.answers import JobTold
 from search.service.guard import COOKIE, SESSION_SECONDS, session_of
@@ -58,7 +59,9 @@ def _home(service: Service) -> dict[str, Any]:
 async def run_page(request: Request, service: Served, run: Run) -> HTMLResponse:
     """Show a run."""
     told = await asyncio.to_thread(in_a_line, run)
-    return _rendered(request, "run.html", run=told, session=service.settings.needs_token, data=service.gate.data())
+    data = await asyncio.to_thread(service.gate.data)
+    session = service.settings.needs_token
+    return _rendered(request, "run.html", run=told, session=session, data=data, colours=DARK)
 
 
 @router.get("/jobs/{id}")
