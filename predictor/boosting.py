@@ -162,25 +162,26 @@ class HistGradientBoosting:
     def _trees(self, x: FloatArray) -> FloatArray:
         """Return the sum (n,) of all trees, which are walked down side by side."""
         features, thresholds, children, depth = self._steps
-        rows = np.arange(len(x))[:, None]
-        at = np.broadcast_to(self.roots, (len(x), len(self.roots)))
+        flat, rows = np.ascontiguousarray(x).ravel(), np.arange(len(x))[:, None] * x.shape[1]
+        at = np.tile(self.roots, (len(x), 1))
         for _ in range(depth):
-            low = x[rows, features[at]] <= thresholds[at]
-            at = children[low.astype(np.intp), at]
-        return np.asarray(self.nodes["value"][at].sum(axis=1))
+            low = flat.take(features.take(at) + rows) <= thresholds.take(at)
+            at += low * len(features)
+            at = children.take(at)
+        return np.asarray(self.nodes["value"].take(at).sum(axis=1))
 
     @cached_property
     def _steps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Feature and threshold of each node, its children (2, nodes), right before left, and how deep a tree is.
+        """Feature and threshold of each node, children (2 * nodes,), all right ones first, and how deep a tree is.
 
         A leaf is its own child.
         """
         leaf = self.nodes["is_leaf"].astype(bool)
         own = np.arange(len(leaf))
-        children = np.stack([np.where(leaf, own, self.nodes[side]) for side in ("right", "left")])
+        children = np.concatenate([np.where(leaf, own, self.nodes[side]) for side in ("right", "left")])
         depth, reached = 0, self.roots
         while not leaf[reached].all():
-            depth, reached = depth + 1, np.unique(children[:, reached])
+            depth, reached = depth + 1, np.unique(children.reshape(2, -1)[:, reached])
         return np.where(leaf, 0, self.nodes["feature_idx"]), self.nodes["num_threshold"], children, depth
 
     def to_arrays(self) -> dict[str, np.ndarray]:

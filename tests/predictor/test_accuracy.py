@@ -3,6 +3,7 @@ import math
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,18 @@ def test_many_at_once_and_in_threads_predict_as_few(pairs, name):
     genes[4500, 7, 2] = 1537
     with pytest.raises(PredictorError, match="MLP of layer 7 must keep between 0 and 1536"):
         predictor.predict_genes(genes, threads=2)
+
+
+def test_memory_does_not_grow_with_the_architectures(predictor):
+    genes = SPACE.genes(np.tile(sample(SPACE, 100, np.random.default_rng(0)), (200, 1)))
+    peaks = []
+    for count in (2_500, 20_000):
+        predictor.predict_genes(genes[:count])
+        tracemalloc.start()
+        predictor.predict_genes(genes[:count])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 20_000 * 3 * 8 * 3  # three results, in pieces and together
 
 
 def test_dense_is_zero_and_more_damage_is_worse(predictor):

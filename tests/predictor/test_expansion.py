@@ -7,7 +7,7 @@ import pytest
 
 from predictor import AccuracyPredictor, AdditivePrior, Expansion, Target
 from predictor.expansion import LEAST_SHARE, Surroundings, surroundings
-from space import Architecture, Layout, PredictorError, build_space, genes_of, sample
+from space import Architecture, Budget, Layout, PredictorError, build_space, genes_of, sample
 from tests.predictor.synthetic import SINGLES, draw
 from tests.space.layouts import SMOLLM2_135M
 
@@ -176,7 +176,7 @@ def along(place, knots):
 def test_many_expansions_at_once_say_what_each_says(blocks):
     """Told of differing widths, one of none; architectures with sparsity, widths between, and layers removed whole."""
     rng = np.random.default_rng(0)
-    space = build_space(SMOLLM2_135M, [], sparsities=(0.0, 0.5, 0.7), width_step=256)
+    space = build_space(SMOLLM2_135M, [Budget("nonzero_parameters", 0.5)], sparsities=(0.0, 0.5, 0.7), width_step=256)
     dense = Architecture.dense(SMOLLM2_135M)
     alone = [
         *SINGLES,
@@ -187,7 +187,7 @@ def test_many_expansions_at_once_say_what_each_says(blocks):
     *centres, last = space.decode(sample(space, 4, rng))
     expansions = [Expansion(SMOLLM2_135M, last, 0.3, ((),) * COLUMNS, ((),) * COLUMNS)]
     for number, centre in enumerate(centres):
-        told = [space.choices[0][1 + number :], space.choices[1][2 * number :]] * SMOLLM2_135M.layers
+        told = [space.choices[0][number:], space.choices[1][2 * number :]] * SMOLLM2_135M.layers
         widths, levels = ([{getattr(o, name) for o in own} for own in told] for name in ("width", "sparsity"))
         slopes = [
             tuple(tuple((float(x), float(rng.normal(0, 0.02))) for x in own) for own in part)
@@ -197,6 +197,7 @@ def test_many_expansions_at_once_say_what_each_says(blocks):
     genes = space.genes(sample(space, 40, rng))
     genes[:20, ::3, 2] += 100 * ((genes[:20, ::3, 2] > 0) & (genes[:20, ::3, 2] < 1400))
     genes[:30, 4:9] = [0, 0, 0, 0]
+    genes[30:34, 4:9] = [0, 0, 768, 0]  # the same attention removed, and its layer not
     genes = np.concatenate([genes, *(each.genes for each in expansions)])
     choices = prior.choices(genes)
     damages, distances = Surroundings(expansions, prior).expand(choices, prior.terms_of(choices))
