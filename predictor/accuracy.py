@@ -1,9 +1,11 @@
 """The accuracy predictor: fitted on pairs, asked about architectures, kept in a folder."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from scipy.stats import norm
@@ -12,7 +14,7 @@ from predictor import fitting
 from predictor import folder as files
 from predictor.boosting import XGBoost
 from predictor.dataset import FloatArray, Pairs, blocks_alone, changed, checked_genes, singles
-from predictor.expansion import Expansion
+from predictor.expansion import Expansion, Surroundings
 from predictor.features import aggregate_names, feature_names
 from predictor.gaussian import GaussianProcess
 from predictor.given import few_damages, one_protocol, seen
@@ -24,6 +26,9 @@ from predictor.stream import ResidualStream
 from predictor.targets import Target
 from predictor.threads import one_thread
 from space import Architecture, Layout, PredictorError
+
+_ROWS = 2048  # architectures predicted at once
+_Told = TypeVar("_Told")
 
 
 @dataclass(frozen=True)
@@ -138,36 +143,72 @@ class AccuracyPredictor:
         """
         return self.predict_genes(checked_genes(self.layout, architectures), few_tokens)
 
-    def predict_genes(self, genes: FloatArray, few_tokens: Sequence[float] | None = None) -> Prediction:
+    def predict_genes(
+        self, genes: FloatArray, few_tokens: Sequence[float] | None = None, threads: int = 1
+    ) -> Prediction:
         """Predict the value of many architectures at once.
 
         Args:
-            genes: (architectures, layers, genes in the order of `space.GENES`), as from `SearchSpace.genes`.
+            genes: (architectures, layers, genes in the order of `space.GENES`), as from `SearchSpace.genes` or
+                `space.read_genes`.
             few_tokens: as in `predict`.
+            threads: that share the work, where there are thousands of architectures; results are the same.
 
         Raises:
             PredictorError: as `predict`.
         """
-        x = self._features(genes, few_tokens)
-        predicted = self.regressor.predict(x)
-        found = interval_around(self.target, predicted, self.intervals.factor(predicted) * self.process.spread(x))
+        parts = self._by_rows(self._predict_rows, genes, few_tokens, threads)
+        return Prediction(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def _predict_rows(self, genes: FloatArray, few: FloatArray | None) -> tuple[FloatArray, ...]:
+        """Return values and ends of intervals, each (architectures,)."""
+        x = self._seen(genes, few)
+        if self.regressor is self.process:
+            predicted, spread = self.process.predict_with_spread(x)
+        else:
+            predicted, spread = self.regressor.predict(x), self.process.spread(x)
+        found = interval_around(self.target, predicted, self.intervals.factor(predicted) * spread)
         # Dense is known by definition, and no logarithm reaches it.
         dense = ~changed(self.layout, genes).any(axis=(1, 2))
-        return Prediction(
-            *(np.where(dense, self.target.dense, part) for part in (found.value, found.lower, found.upper))
-        )
+        return tuple(np.where(dense, self.target.dense, part) for part in (found.value, found.lower, found.upper))
 
-    def damages(self, genes: FloatArray) -> FloatArray:
+    def damages(self, genes: FloatArray, threads: int = 1) -> FloatArray:
         """Return predicted damages (architectures,), the lower the better: what a search asks, without intervals.
 
         Args:
             genes: (architectures, layers, genes), as in `predict_genes`.
+            threads: as in `predict_genes`.
 
         Raises:
             PredictorError: as `predict`.
         """
-        found = self.target.damage_of(self.regressor.predict(self._features(genes, None)))
+        return np.concatenate(self._by_rows(self._damage_rows, genes, None, threads))
+
+    def _damage_rows(self, genes: FloatArray, few: FloatArray | None) -> FloatArray:
+        found = self.target.damage_of(self.regressor.predict(self._seen(genes, few)))
         return np.where(changed(self.layout, genes).any(axis=(1, 2)), found, 0.0)
+
+    def _by_rows(
+        self,
+        ask: Callable[[FloatArray, FloatArray | None], _Told],
+        genes: FloatArray,
+        few_tokens: Sequence[float] | None,
+        threads: int,
+    ) -> list[_Told]:
+        """Return what is told of some architectures at a time, so that memory stays bounded."""
+        few = self._few_damages(few_tokens)
+        if few is not None and len(few) != len(genes):
+            raise PredictorError(
+                f"Each architecture must come with one measurement on few tokens, but there are {len(genes)} "
+                f"architectures and {len(few)} measurements; give one for each."
+            )
+        starts = range(0, max(len(genes), 1), _ROWS)
+        rows = [genes[first : first + _ROWS] for first in starts]
+        beside = [None if few is None else few[first : first + _ROWS] for first in starts]
+        if threads == 1 or len(rows) == 1:
+            return [ask(*each) for each in zip(rows, beside, strict=True)]
+        with one_thread(), ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(ask, rows, beside))
 
     def belief(self, genes: FloatArray) -> tuple[FloatArray, FloatArray, float]:
         """Return what is believed of architectures together, in the unit of what is learned (`Target.learned`).
@@ -189,14 +230,23 @@ class AccuracyPredictor:
         return predicted, covariance, float(np.median(widened) ** 2 * self.process.noise)
 
     def _features(self, genes: FloatArray, few_tokens: Sequence[float] | None) -> FloatArray:
+        return self._seen(genes, self._few_damages(few_tokens))
+
+    def _few_damages(self, few_tokens: Sequence[float] | None) -> FloatArray | None:
         if self.few_tokens != (few_tokens is not None):
             raise PredictorError(
                 "A predictor fitted with measurements on few tokens must be asked with them, and no other may, but "
                 f"{'none were' if self.few_tokens else 'some were'} given; "
                 f"{'measure them' if self.few_tokens else 'leave them out'}."
             )
-        few = None if few_tokens is None else few_damages(self.target, few_tokens)
-        return seen(self.prior, self.expansions, self.target, genes, few, self.stream)
+        return None if few_tokens is None else few_damages(self.target, few_tokens)
+
+    def _seen(self, genes: FloatArray, few: FloatArray | None) -> FloatArray:
+        return seen(self.prior, self._around, self.target, genes, few, self.stream)
+
+    @cached_property
+    def _around(self) -> Surroundings | None:
+        return Surroundings(self.expansions, self.prior) if self.expansions else None
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -252,11 +302,15 @@ class AccuracyPredictor:
             if record["features"] != list(feature_names(layout, few_tokens, bool(expansions), stream is not None)):
                 raise ValueError("its features are not this version's")
             quality = Quality.from_dict(record["quality"])
+            process = GaussianProcess.from_arrays(arrays["process"])
+            regressor = REGRESSORS[quality.regressor].from_arrays(arrays["regressor"])
+            if isinstance(regressor, GaussianProcess) and regressor.equals(process):
+                regressor = process  # as it was when it was fitted: what both need is then computed once
             return cls(
                 layout=layout,
                 prior=AdditivePrior.from_dict(layout, record["prior"]),
-                regressor=REGRESSORS[quality.regressor].from_arrays(arrays["regressor"]),
-                process=GaussianProcess.from_arrays(arrays["process"]),
+                regressor=regressor,
+                process=process,
                 quality=quality,
                 intervals=Intervals(**arrays["intervals"]),
                 target=Target.from_dict(record["target"]),
@@ -281,7 +335,7 @@ def curve_of(
     pairs = Pairs.check(predictor.layout, architectures, values)
     alone = singles(predictor.layout, pairs.genes) | blocks_alone(predictor.layout, pairs.genes)
     others = pairs.where(~alone)
-    x = seen(predictor.prior, predictor.expansions, predictor.target, others.genes, None, predictor.stream)
+    x = predictor._seen(others.genes, None)
     y = predictor.target.learned(predictor.target.damage(others.values))
     aggregates = len(aggregate_names(expanded=bool(predictor.expansions), streamed=predictor.stream is not None))
     with one_thread():

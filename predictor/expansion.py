@@ -22,15 +22,19 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from predictor.dataset import FloatArray, by_sub_block, checked_genes, dense_widths
+from predictor.lines import Lines
 from predictor.prior import AdditivePrior
-from space import Architecture, Layout, PredictorError
+from space import Architecture, DistinctChoices, Layout, PredictorError
 
 Knots = tuple[tuple[float, float], ...]  # (gene, change of the damage)
 
 LEAST_SHARE = 0.3  # of the additive prior, below which no expansion goes: far away they fall without end
 _CLOSE = 0.02  # distance up to which one expansion is as good as another
+_FEW = 4  # architectures for which making a sparse matrix does not pay
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,10 @@ class Expansion:
     damage: float
     widths: tuple[Knots, ...]
     sparsities: tuple[Knots, ...]
-    _genes: FloatArray = field(init=False, repr=False, compare=False)  # (1, layers, genes)
-    _table: FloatArray = field(init=False, repr=False, compare=False)  # (2 * layers, widths)
+    genes: FloatArray = field(init=False, repr=False, compare=False)  # (1, layers, genes)
 
     def __post_init__(self) -> None:
-        genes = checked_genes(self.layout, [self.architecture])
+        object.__setattr__(self, "genes", checked_genes(self.layout, [self.architecture]))
         dense = dense_widths(self.layout)
         numbers = [number for own in (*self.widths, *self.sparsities) for knot in own for number in knot]
         if (
@@ -70,14 +73,6 @@ class Expansion:
                 f"{self.architecture.fingerprint} has a damage of {self.damage} and slopes of {len(self.widths)}; "
                 "take its slopes again."
             )
-        own = by_sub_block(genes)[0, :, 0]
-        table = np.full((len(dense), max(dense) + 1), np.nan)
-        for column, knots in enumerate(self.widths):
-            asked = np.arange(dense[column] + 1, dtype=np.float64)
-            table[column, : dense[column] + 1] = _line(asked, knots)
-            table[column, int(own[column])] = 0.0
-        object.__setattr__(self, "_genes", genes)
-        object.__setattr__(self, "_table", table)
 
     def expand(self, prior: AdditivePrior, genes: FloatArray, terms: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the expanded damage of other architectures and how far away they are.
@@ -91,10 +86,8 @@ class Expansion:
             Damages (architectures,), and distances (architectures,): the sum over sub-blocks of what their damages
             alone differ by, over this architecture's damage.
         """
-        linear, second = self.parts(prior, genes, terms)
-        near = self.damage + (linear + second).sum(axis=1)
-        differ = terms - prior.terms(self._genes)
-        return near, np.asarray(np.abs(differ).sum(axis=1) / self.damage)
+        near, distance = Surroundings([self], prior).expand(prior.choices(genes), terms)
+        return near[:, 0], distance[:, 0]
 
     def parts(self, prior: AdditivePrior, genes: FloatArray, terms: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return what each sub-block changes to first order, and to second.
@@ -107,22 +100,8 @@ class Expansion:
         Returns:
             Two arrays (architectures, 2 * layers); where no slope is told, the first has the prior's whole change.
         """
-        differ = terms - prior.terms(self._genes)
-        change = self._changes(by_sub_block(genes))
-        untold = np.isnan(change)
-        return np.where(untold, differ, change), np.where(untold, 0.0, np.abs(differ))
-
-    def _changes(self, sub_blocks: FloatArray) -> FloatArray:
-        """Return the first-order change (architectures, 2 * layers) of each sub-block; not a number where untold."""
-        kept, sparsity = sub_blocks[:, :, 0], sub_blocks[:, :, 1]
-        found: FloatArray = self._table[np.arange(kept.shape[1]), kept.astype(np.intp)]
-        own = by_sub_block(self._genes)[0, :, 1]
-        for column in map(int, np.flatnonzero((sparsity != own).any(axis=0))):
-            change = _line(sparsity[:, column], self.sparsities[column])
-            # What is removed has no weights that could be 0.
-            same = (sparsity[:, column] == own[column]) | (kept[:, column] == 0)
-            found[:, column] += np.where(same, 0.0, change)
-        return found
+        at, linear, second, _ = Surroundings([self], prior).parts(prior.choices(genes), terms)
+        return linear[at, 0], second[at, 0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, without the layout."""
@@ -147,35 +126,104 @@ class Expansion:
         return cls(layout, Architecture.from_dict(values["architecture"]), float(values["damage"]), widths, sparsities)
 
 
+class Surroundings:
+    """What expansions together say of architectures, the nearest most.
+
+    Args:
+        expansions: E of them, one or more, of one model.
+        prior: of the same damage.
+    """
+
+    def __init__(self, expansions: Sequence[Expansion], prior: AdditivePrior) -> None:
+        genes = np.concatenate([each.genes for each in expansions])
+        self._damages = np.array([each.damage for each in expansions])  # (E,)
+        self._own = by_sub_block(genes).transpose(1, 0, 2)  # (2 * layers, E, width and sparsity)
+        self._terms = prior.terms(genes).T  # (2 * layers, E)
+        self._blocks = bool(prior.blocks)
+        self._widths, self._sparsities = (
+            Lines.through(list(zip(*(getattr(each, name) for each in expansions), strict=True)))
+            for name in ("widths", "sparsities")
+        )
+
+    def of(self, choices: DistinctChoices, terms: FloatArray) -> FloatArray:
+        """Return what is known around architectures.
+
+        Args:
+            choices: of the architectures, from `AdditivePrior.choices`.
+            terms: (architectures, 2 * layers), the prior's of them.
+
+        Returns:
+            (architectures, 2): the logarithm of the expanded damage by the additive one, and the least distance.
+        """
+        additive = np.maximum(terms.sum(axis=1), np.finfo(np.float64).tiny)
+        damage, distance = self.expand(choices, terms)
+        weights = 1 / (distance + _CLOSE) ** 2
+        told = np.log(np.maximum(damage / additive[:, None], LEAST_SHARE))
+        return np.column_stack(((weights * told).sum(axis=1) / weights.sum(axis=1), distance.min(axis=1)))
+
+    def expand(self, choices: DistinctChoices, terms: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return what `Expansion.expand` does, each (architectures, E); arguments as in `of`."""
+        at, linear, second, away = self.parts(choices, terms)
+        sums = _sums(np.concatenate((linear + second, away), axis=1), at)
+        count = len(self._damages)
+        return self._damages + sums[:, :count], sums[:, count:] / self._damages
+
+    def parts(
+        self, choices: DistinctChoices, terms: FloatArray
+    ) -> tuple[NDArray[np.intp], FloatArray, FloatArray, FloatArray]:
+        """Return what each choice of a sub-block changes.
+
+        Args:
+            choices: of the architectures.
+            terms: (architectures, 2 * layers), the prior's of them.
+
+        Returns:
+            Which choice (architectures, 2 * layers) each sub-block takes; then of the choices (choices, E) the changes
+            to first order and to second, as in `Expansion.parts`, and by how much their damages alone differ.
+        """
+        at, columns, widths, sparsities = choices.at, choices.columns, choices.widths, choices.sparsities
+        if self._blocks:  # together with its whole layer a removed sub-block does another damage than alone
+            at = at + len(columns) * np.repeat(choices.removed_layers, 2, axis=1)
+            columns, widths = np.concatenate((columns, columns)), np.concatenate((widths, widths))
+            sparsities = np.concatenate((sparsities, sparsities))
+        damages = np.zeros(len(widths))
+        damages[at] = terms
+        differ = damages[:, None] - self._terms[columns]
+        away = np.abs(differ)
+        change = self._changes(columns, widths, sparsities)
+        untold = np.isnan(change)
+        return at, np.where(untold, differ, change), np.where(untold, 0.0, away), away
+
+    def _changes(self, columns: NDArray[np.intp], widths: NDArray[np.intp], sparsities: FloatArray) -> FloatArray:
+        """Return the first-order changes (choices, E) by width and sparsity; not a number where untold."""
+        own = self._own[columns]
+        change = self._widths.at(columns, widths.astype(np.float64))
+        change[widths[:, None] == own[:, :, 0]] = 0.0
+        # What is removed has no weights that could be 0.
+        sparser = (sparsities[:, None] != own[:, :, 1]) & (widths[:, None] > 0)
+        if sparser.any():
+            change += np.where(sparser, self._sparsities.at(columns, sparsities), 0.0)
+        return change
+
+
+def _sums(table: FloatArray, at: NDArray[np.intp]) -> FloatArray:
+    """Return sums (architectures, values) of rows of a table (choices, values), at (architectures, sub-blocks)."""
+    if len(at) <= _FEW:
+        return np.asarray(table[at].sum(axis=1))
+    # As a product with a sparse matrix, no row is copied.
+    starts = np.arange(0, at.size + 1, at.shape[1])
+    return np.asarray(csr_array((np.ones(at.size), at.ravel(), starts), shape=(len(at), len(table))) @ table)
+
+
 def surroundings(
     expansions: Sequence[Expansion], prior: AdditivePrior, genes: FloatArray, terms: FloatArray
 ) -> FloatArray:
-    """Return what expansions together say of architectures, the nearest most.
+    """Return what expansions together say of architectures, as `Surroundings.of`.
 
     Args:
         expansions: one or more.
         prior: of the same damage.
         genes: (architectures, layers, genes).
         terms: (architectures, 2 * layers), the prior's of them.
-
-    Returns:
-        (architectures, 2): the logarithm of the expanded damage by the additive one, and the least distance.
     """
-    additive = np.maximum(terms.sum(axis=1), np.finfo(np.float64).tiny)
-    weighted, weights = np.zeros(len(terms)), np.zeros(len(terms))
-    least = np.full(len(terms), np.inf)
-    for each in expansions:
-        damage, distance = each.expand(prior, genes, terms)
-        weight = 1 / (distance + _CLOSE) ** 2
-        weighted += weight * np.log(np.maximum(damage / additive, LEAST_SHARE))
-        weights += weight
-        least = np.minimum(least, distance)
-    return np.column_stack((weighted / weights, least))
-
-
-def _line(asked: FloatArray, knots: Knots) -> FloatArray:
-    """Return changes (n,) by straight lines between what is told, and not a number outside of it."""
-    if not knots:
-        return np.full(len(asked), np.nan)
-    told, changes = zip(*sorted(knots), strict=True)
-    return np.asarray(np.interp(asked, told, changes, left=np.nan, right=np.nan))
+    return Surroundings(expansions, prior).of(prior.choices(genes), terms)

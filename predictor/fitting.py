@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.dataset import FloatArray, Pairs, blocks_alone, singles
-from predictor.expansion import Expansion, surroundings
+from predictor.expansion import Expansion, Surroundings, surroundings
 from predictor.features import aggregate_names
 from predictor.gaussian import GaussianProcess
 from predictor.given import by_fingerprint, check_expansions, few_damages, seen
@@ -55,7 +55,8 @@ class _Problem:
 
     @cached_property
     def features(self) -> FloatArray:
-        return seen(self.prior, self.expansions, self.target, self.pairs.genes, self.few, self.stream)
+        around = Surroundings(self.expansions, self.prior) if self.expansions else None
+        return seen(self.prior, around, self.target, self.pairs.genes, self.few, self.stream)
 
     @property
     def aggregates(self) -> int:

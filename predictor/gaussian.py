@@ -10,7 +10,7 @@ pairs are enough to learn, and its variance grows with the distance to what was 
 Source: Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), equations 2.25, 2.26 and 5.9.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from predictor.dataset import FloatArray
 
 MOST_PAIRS = 2000  # time grows with the cube of the pairs; beyond, trees have enough to learn from
 _TUNED_ON = 200  # pairs from which length and variances are read
-_ROWS = 512  # of the features at once
+_ROWS = 256  # of the features at once, whose covariances with some hundred pairs stay in a core's cache
 _START = {"variance": 0.02, "length": 3.0, "slope": 0.02, "noise": 1e-3}  # where tuning starts, and stays within
 _BOUNDS = {"variance": (1e-6, 1e2), "length": (0.1, 1e3), "slope": (1e-6, 1e2), "noise": (1e-6, 1.0)}
 _ARRAYS = ("mean", "scale", "points", "weights", "factor")
@@ -92,17 +92,33 @@ class GaussianProcess:
 
     def predict(self, x: FloatArray) -> FloatArray:
         """Return the predicted logarithms (n,) for features (n, features)."""
-        missed = [np.zeros(0), *(self._with_points(rows) @ self.weights for rows in self._rows(x))]
-        return np.asarray(x[:, 0] + self.constant + np.concatenate(missed))
+        [missed] = self._by_rows(x, lambda rows, shared: (shared @ self.weights,))
+        return np.asarray(x[:, 0] + self.constant + missed)
 
     def spread(self, x: FloatArray) -> FloatArray:
         """Return the standard deviation (n,) of a new measurement's logarithm, noise included."""
-        found = [np.zeros(0)]
-        for rows in self._rows(x):
-            half = solve_triangular(self.factor, self._with_points(rows).T, lower=True)
-            own = self.variance + self.slope * np.einsum("ij,ij->i", rows, rows)
-            found.append(np.sqrt(np.maximum(own - np.einsum("ij,ij->j", half, half), 0.0) + self.noise))
-        return np.concatenate(found)
+        [found] = self._by_rows(x, lambda rows, shared: (self._spread(rows, shared),))
+        return found
+
+    def predict_with_spread(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return what `predict` and `spread` do, both (n,), at the price of the latter."""
+        missed, found = self._by_rows(x, lambda rows, shared: (shared @ self.weights, self._spread(rows, shared)))
+        return np.asarray(x[:, 0] + self.constant + missed), found
+
+    def _by_rows(
+        self, x: FloatArray, ask: Callable[[FloatArray, FloatArray], tuple[FloatArray, ...]]
+    ) -> list[FloatArray]:
+        """Return what is asked of features to scale and of their covariance with the points, some rows at once."""
+        starts = range(0, max(len(x), 1), _ROWS)
+        scaled = ((x[first : first + _ROWS] - self.mean) / self.scale for first in starts)
+        parts = [ask(rows, self._with_points(rows)) for rows in scaled]
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+    def _spread(self, rows: FloatArray, shared: FloatArray) -> FloatArray:
+        """Return the standard deviations (n,) at features to scale, given their covariance with the points."""
+        half = solve_triangular(self.factor, shared.T, lower=True, check_finite=False)
+        own = self.variance + self.slope * np.einsum("ij,ij->i", rows, rows)
+        return np.asarray(np.sqrt(np.maximum(own - np.einsum("ij,ij->j", half, half), 0.0) + self.noise))
 
     def covariance(self, x: FloatArray) -> FloatArray:
         """Return the covariance (n, n) of the process at features (n, features) given its points, noise left out."""
@@ -110,11 +126,13 @@ class GaussianProcess:
         half = solve_triangular(self.factor, self._with_points(rows).T, lower=True)
         return _covariance(rows, rows, self.variance, self.length, self.slope) - half.T @ half
 
-    def _rows(self, x: FloatArray) -> list[FloatArray]:
-        return [(x[first : first + _ROWS] - self.mean) / self.scale for first in range(0, len(x), _ROWS)]
-
     def _with_points(self, rows: FloatArray) -> FloatArray:
         return _covariance(rows, self.points, self.variance, self.length, self.slope)
+
+    def equals(self, other: "GaussianProcess") -> bool:
+        """Return whether another process is the same, number by number."""
+        mine, theirs = self.to_arrays(), other.to_arrays()
+        return all(np.array_equal(values, theirs[name]) for name, values in mine.items())
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return all that `from_arrays` needs, as arrays by name."""
@@ -183,8 +201,17 @@ def _unlikelihood(
 
 
 def _covariance(first: FloatArray, second: FloatArray, variance: float, length: float, slope: float) -> FloatArray:
-    products = first @ second.T
-    squares = np.einsum("ij,ij->i", first, first)[:, None] + np.einsum("ij,ij->i", second, second) - 2 * products
-    away = np.sqrt(3 * np.maximum(squares, 0.0)) / length
-    result: FloatArray = variance * (1 + away) * np.exp(-away) + slope * products
-    return result
+    products: FloatArray = first @ second.T
+    away = products * -2  # from here on in place: what is asked of many is bound by memory
+    away += np.einsum("ij,ij->i", first, first)[:, None]
+    away += np.einsum("ij,ij->i", second, second)
+    np.maximum(away, 0.0, out=away)
+    away *= 3 / length**2
+    np.sqrt(away, out=away)
+    falling = np.exp(-away)
+    away += 1
+    away *= falling
+    away *= variance
+    products *= slope
+    products += away
+    return products

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from predictor.dataset import FloatArray, removed_layers
-from predictor.expansion import Expansion, surroundings
+from predictor.dataset import FloatArray
+from predictor.expansion import Expansion, Surroundings
 from predictor.features import features
 from predictor.prior import AdditivePrior
 from predictor.stream import ResidualStream
@@ -15,16 +15,17 @@ from space import Architecture, Layout, PredictorError
 
 def seen(
     prior: AdditivePrior,
-    expansions: Sequence[Expansion],
+    around: Surroundings | None,
     target: Target,
     genes: FloatArray,
     few_tokens: FloatArray | None,
     stream: ResidualStream | None = None,
 ) -> FloatArray:
     """Return the features of architectures (architectures, layers, genes)."""
-    terms = prior.terms(genes)
-    expanded = surroundings(expansions, prior, genes, terms) if expansions else None
-    joint = None if stream is None else stream.joint(terms, removed_layers(genes))
+    choices = prior.choices(genes)
+    terms = prior.terms_of(choices)
+    expanded = None if around is None else around.of(choices, terms)
+    joint = None if stream is None else stream.joint(terms, choices.removed_layers)
     return features(terms, target.logarithmic, few_tokens, expanded, joint)
 
 

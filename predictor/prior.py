@@ -12,7 +12,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from predictor.dataset import FloatArray, blocks_alone, by_sub_block, changed, checked_genes, dense_widths, singles
-from space import GENES, Architecture, Layout, PredictorError
+from predictor.lines import Lines
+from space import GENES, Architecture, DistinctChoices, Layout, PredictorError
 
 Knots = tuple[tuple[float, float], ...]  # (gene, value), as measured, the least damage first
 
@@ -46,6 +47,7 @@ class AdditivePrior:
     sparsities: tuple[Knots, ...]
     blocks: Mapping[int, float] = field(default_factory=dict)
     _table: FloatArray = field(init=False, repr=False, compare=False)  # (2 * layers, widths), a value for each width
+    _roots: Lines = field(init=False, repr=False, compare=False)  # of each sub-block's damage by its sparsity
 
     def __post_init__(self) -> None:
         table = np.zeros((2 * self.layout.layers, max(dense_widths(self.layout)) + 1))
@@ -54,6 +56,8 @@ class AdditivePrior:
             # Nothing measured: 0 for the dense width and no number for the others.
             table[column, : dense + 1] = _curve(dense - asked, [(dense - w, v) for w, v in knots], float(dense))
         object.__setattr__(self, "_table", table)
+        roots = [zip(*_roots(knots, 1.0), strict=True) if knots else () for knots in self.sparsities]
+        object.__setattr__(self, "_roots", Lines.through([[tuple(own)] for own in roots]))
 
     @classmethod
     def from_pairs(cls, layout: Layout, architectures: Iterable[Architecture], values: Sequence[float]) -> Self:
@@ -138,6 +142,14 @@ class AdditivePrior:
         Raises:
             PredictorError: a gene is out of range, or the sub-block was never measured alone with that gene changed.
         """
+        return self.terms_of(self.choices(genes))
+
+    def choices(self, genes: FloatArray) -> DistinctChoices:
+        """Return the distinct choices in genes (architectures, layers, genes).
+
+        Raises:
+            PredictorError: a gene is out of range.
+        """
         if genes.ndim != 3 or genes.shape[1:] != (self.layout.layers, len(GENES)):
             raise PredictorError(
                 f"Genes must be of shape (architectures, {self.layout.layers}, {len(GENES)}), but are of shape "
@@ -146,20 +158,39 @@ class AdditivePrior:
         sub_blocks = by_sub_block(genes)
         kept, sparsity = sub_blocks[:, :, 0], sub_blocks[:, :, 1]
         self._check_range(kept, sparsity)
-        result: FloatArray = self._table[np.arange(kept.shape[1]), kept.astype(np.intp)]
-        for column in map(int, np.flatnonzero((sparsity > 0).any(axis=0))):
-            result[:, column] += _curve(sparsity[:, column], self.sparsities[column], 1.0)
-        for layer, value in self.blocks.items():
-            own = slice(2 * layer, 2 * layer + 2)
-            gone = (kept[:, own] == 0).all(axis=1)
-            parts = result[gone, own]
-            result[gone, own] = parts * (
-                value / np.maximum(parts.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        return DistinctChoices.of(self.layout, genes)
+
+    def terms_of(self, choices: DistinctChoices) -> FloatArray:
+        """Return what `terms` does, of `choices`.
+
+        Raises:
+            PredictorError: a sub-block was never measured alone with a gene changed that is.
+        """
+        alone = self._alone(choices)
+        found: FloatArray = alone[choices.at]
+        if self.blocks and len(found):
+            together = np.full(self.layout.layers, np.nan)
+            together[list(self.blocks)] = list(self.blocks.values())
+            gone = choices.removed_layers & ~np.isnan(together)
+            pairs = found.reshape(len(found), self.layout.layers, 2)
+            parts = pairs[gone]
+            total = np.maximum(parts.sum(axis=1), np.finfo(np.float64).tiny)
+            pairs[gone] = parts * (together[np.nonzero(gone)[1]] / total)[:, None]
+        return found
+
+    def _alone(self, choices: DistinctChoices) -> FloatArray:
+        """Return the damage (choices,) of each choice alone."""
+        found: FloatArray = self._table[choices.columns, choices.widths]
+        # What is removed has no weights that could be 0.
+        sparse = (choices.sparsities > 0) & (choices.widths > 0)
+        if sparse.any():
+            found[sparse] += self._roots.at(choices.columns[sparse], choices.sparsities[sparse])[:, 0] ** POWER
+        if np.isnan(found).any():
+            first = choices.at[np.isnan(found)[choices.at]][0]
+            raise PredictorError(
+                self._unmeasured(*(own[first].item() for own in (choices.columns, choices.widths, choices.sparsities)))
             )
-        if np.isnan(result).any():
-            row, column = (int(index) for index in np.argwhere(np.isnan(result))[0])
-            raise PredictorError(self._unmeasured(column, kept[row, column], sparsity[row, column]))
-        return result
+        return found
 
     def _check_range(self, kept: FloatArray, sparsity: FloatArray) -> None:
         if not kept.size:
@@ -174,8 +205,8 @@ class AdditivePrior:
                 "give architectures of the model that the predictor was fitted on."
             )
 
-    def _unmeasured(self, column: int, kept: float, sparsity: float) -> str:
-        gene = GENES[2 * (column % 2)] if np.isnan(self._table[column, int(kept)]) else GENES[2 * (column % 2) + 1]
+    def _unmeasured(self, column: int, kept: int, sparsity: float) -> str:
+        gene = GENES[2 * (column % 2)] if np.isnan(self._table[column, kept]) else GENES[2 * (column % 2) + 1]
         value = kept if gene == GENES[2 * (column % 2)] else sparsity
         return (
             f"Each sub-block that is pruned must also be measured alone, but the {_name(column)} is asked for with "
@@ -249,12 +280,17 @@ def _curve(lost: FloatArray, knots: Sequence[tuple[float, float]], end: float) -
     """
     if not knots:
         return np.where(lost > 0, np.nan, 0.0)
+    return np.asarray(np.interp(lost, *_roots(knots, end)) ** POWER)
+
+
+def _roots(knots: Sequence[tuple[float, float]], end: float) -> tuple[FloatArray, FloatArray]:
+    """Return places and values of the lines whose power the curve is."""
     x = np.array([0.0, *(point for point, _ in knots)])
     y = np.maximum.accumulate(np.maximum([0.0, *(value for _, value in knots)], 0.0)) ** (1 / POWER)
     if x[-1] < end:
         slope = max((y[-1] - y[-2]) / (x[-1] - x[-2]), y[-1] / x[-1])
         x, y = np.append(x, end), np.append(y, y[-1] + slope * (end - x[-1]))
-    return np.asarray(np.interp(lost, x, y) ** POWER)
+    return x, y
 
 
 def _name(column: int) -> str:

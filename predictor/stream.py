@@ -85,27 +85,31 @@ class ResidualStream:
         Returns:
             (architectures, 2): the logarithm of the expected damage by the additive one, and that of the overlap.
         """
+        found = np.zeros((len(terms), 2))
+        some = removed.any(axis=1)
+        if some.any():  # what is not removed says nothing of layers together
+            found[some] = self._joint(terms[some], removed[some])
+        return found
+
+    def _joint(self, terms: FloatArray, removed: NDArray[np.bool_]) -> FloatArray:
         total = np.maximum(terms.sum(axis=1), np.finfo(np.float64).tiny)
         together = np.maximum(total + self._saved(terms[:, 0::2] + terms[:, 1::2], removed), np.finfo(np.float64).tiny)
         gone = removed.astype(np.float64)
         alone = gone @ np.diag(self.overlap)
-        moved = np.maximum(np.einsum("ni,ij,nj->n", gone, self.overlap, gone), 1e-3 * alone)
+        moved = np.maximum(((gone @ self.overlap) * gone).sum(axis=1), 1e-3 * alone)
         ratio = np.divide(moved, alone, out=np.ones(len(gone)), where=alone > 0)
         return np.column_stack((np.log(together / total), np.log(ratio)))
 
     def _saved(self, damage: FloatArray, removed: NDArray[np.bool_]) -> FloatArray:
         """Return by what runs of removed layers change the sum of (architectures, layers) damages; mostly below 0."""
-        layers = removed.shape[1]
         damages = np.concatenate([np.zeros((len(damage), 1)), damage.cumsum(axis=1)], axis=1)
         steps = np.concatenate([[0.0], np.diag(self.displacement, 1).cumsum()])
-        change, first = np.zeros(len(damage)), np.zeros(len(damage), dtype=np.intp)
-        for end in range(1, layers + 1):
-            opens = removed[:, end - 1] & (~removed[:, end - 2] if end > 1 else True)
-            first[opens] = end - 1
-            rows = np.flatnonzero(removed[:, end - 1] & (~removed[:, end] if end < layers else True))
-            start = first[rows]
-            share = self.displacement[start, end] / np.maximum(steps[end] - steps[start], np.finfo(np.float64).tiny)
-            change[rows] += (share - 1) * (damages[rows, end] - damages[rows, start])
+        beyond = np.pad(removed, ((0, 0), (1, 1)))
+        rows, start = np.nonzero(removed & ~beyond[:, :-2])
+        end = np.nonzero(removed & ~beyond[:, 2:])[1] + 1  # in the same order: runs do not overlap
+        share = self.displacement[start, end] / np.maximum(steps[end] - steps[start], np.finfo(np.float64).tiny)
+        change = np.zeros(len(damage))
+        np.add.at(change, rows, (share - 1) * (damages[rows, end] - damages[rows, start]))
         return change
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ that a question about an architecture needs no model.
 
 from space.allocation import evenly_sparse, largest, uniform_sparsity, uniform_widths, whole_ends
 from space.architecture import GENES, Architecture, LayerArchitecture, genes_of
+from space.batch import DistinctChoices, Genes, check_indices, costs_of_genes, encode_genes, read_genes
 from space.cost import BUDGET_METRICS, LATENCY, METRICS, Budget, Cost, cost_of
 from space.criterion import Criterion, Update, Weights, Widths
 from space.domain import Choice, Indices, SearchSpace, build_space, default_width_step
@@ -41,9 +42,11 @@ __all__ = [
     "Conditions",
     "Cost",
     "Criterion",
+    "DistinctChoices",
     "ExportError",
     "Family",
     "FamilyError",
+    "Genes",
     "Indices",
     "LatencyTable",
     "LayerArchitecture",
@@ -63,14 +66,18 @@ __all__ = [
     "WholeModel",
     "Widths",
     "build_space",
+    "check_indices",
     "cost_of",
+    "costs_of_genes",
     "default_width_step",
+    "encode_genes",
     "evenly_sparse",
     "family_of",
     "genes_of",
     "land",
     "largest",
     "milliseconds",
+    "read_genes",
     "sample",
     "uniform_sparsity",
     "uniform_widths",

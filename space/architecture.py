@@ -1,9 +1,11 @@
 """An architecture: what is kept of every layer. The same JSON comes out of a search and from a person's keyboard."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +15,9 @@ from space.errors import ArchitectureError
 from space.layout import Layout
 
 GENES = ("kv_groups", "attention_sparsity", "mlp_width", "mlp_sparsity")
-_SPARSITY_DIGITS = 4  # finer levels are noise, and 0.1 + 0.2 must be the same gene as 0.3
+SPARSITY_DIGITS = 4  # finer levels are noise, and 0.1 + 0.2 must be the same gene as 0.3
+_REMEMBERED = 1 << 14  # layers: architectures of a model differ in which layer is what, so most were read before
+_genes = attrgetter(*GENES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,8 @@ class LayerArchitecture:
 
     def __post_init__(self) -> None:
         # A removed sub-block has no sparsity: one architecture, one fingerprint.
-        attention = round(float(self.attention_sparsity), _SPARSITY_DIGITS) if self.kv_groups else 0.0
-        mlp = round(float(self.mlp_sparsity), _SPARSITY_DIGITS) if self.mlp_width else 0.0
+        attention = round(float(self.attention_sparsity), SPARSITY_DIGITS) if self.kv_groups else 0.0
+        mlp = round(float(self.mlp_sparsity), SPARSITY_DIGITS) if self.mlp_width else 0.0
         object.__setattr__(self, "attention_sparsity", attention)
         object.__setattr__(self, "mlp_sparsity", mlp)
 
@@ -61,7 +65,7 @@ class Architecture:
 
     def to_json(self) -> str:
         """Return the canonical JSON text: sorted keys, no spaces, the same for equal architectures."""
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return f'{{"layers":[{",".join([_text(*_genes(layer)) for layer in self.layers])}]}}'
 
     @property
     def fingerprint(self) -> str:
@@ -97,7 +101,10 @@ class Architecture:
                 'An architecture must be an object with a list "layers", one entry per layer; '
                 "`secateur sample` writes examples."
             )
-        return cls(tuple(_layer(index, layer) for index, layer in enumerate(layers)))
+        try:
+            return cls(tuple([_known_layer(**layer) for layer in layers]))
+        except (ArchitectureError, TypeError):  # which says what is wrong, but not where
+            return cls(tuple(_layer(index, layer) for index, layer in enumerate(layers)))
 
     def check(self, layout: Layout) -> None:
         """Check that this architecture can be cut out of a dense model.
@@ -110,23 +117,34 @@ class Architecture:
                 f"An architecture must have one entry for each of the model's {layout.layers} layers, but has "
                 f"{len(self.layers)}; add or remove entries (a removed layer is kv_groups 0 and mlp_width 0)."
             )
+        groups, width = layout.kv_groups, layout.mlp_width
         for index, layer in enumerate(self.layers):
-            _check_range(index, "kv_groups", layer.kv_groups, layout.kv_groups)
-            _check_range(index, "mlp_width", layer.mlp_width, layout.mlp_width)
+            if not (0 <= layer.kv_groups <= groups and 0 <= layer.mlp_width <= width):
+                _check_range(index, "kv_groups", layer.kv_groups, groups)
+                _check_range(index, "mlp_width", layer.mlp_width, width)
 
 
 def genes_of(architectures: Iterable[Architecture]) -> NDArray[np.float64]:
     """Return the genes (architectures, layers, genes in the order of `GENES`) of architectures of one model."""
-    return np.array(
-        [[[getattr(layer, gene) for gene in GENES] for layer in architecture.layers] for architecture in architectures],
-        dtype=np.float64,
-    )
+    return np.array([[_genes(layer) for layer in each.layers] for each in architectures], dtype=np.float64)
+
+
+@functools.lru_cache(_REMEMBERED, typed=True)
+def _text(kv_groups: int, attention_sparsity: float, mlp_width: int, mlp_sparsity: float) -> str:
+    """Return the canonical JSON text of a layer."""
+    values = (kv_groups, attention_sparsity, mlp_width, mlp_sparsity)
+    return json.dumps(dict(zip(GENES, values, strict=True)), sort_keys=True, separators=(",", ":"))
+
+
+@functools.lru_cache(_REMEMBERED, typed=True)  # 2, 2.0 and true are not the same: two of them are no width
+def _known_layer(**values: Any) -> LayerArchitecture:
+    return _layer(0, values)
 
 
 def _layer(index: int, values: Any) -> LayerArchitecture:
     if not isinstance(values, Mapping):
         raise ArchitectureError(f"Layer {index} must be an object with the genes {', '.join(GENES)}.")
-    unknown = sorted(set(values) - set(GENES))
+    unknown = sorted(map(str, set(values) - set(GENES)))
     if unknown:
         raise ArchitectureError(
             f"The genes of a layer are {', '.join(GENES)}, but layer {index} has {', '.join(unknown)}; remove them."
@@ -138,7 +156,7 @@ def _layer(index: int, values: Any) -> LayerArchitecture:
     for gene in ("attention_sparsity", "mlp_sparsity"):
         value = values.get(gene, 0.0)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0.0 <= round(value, _SPARSITY_DIGITS) < 1.0:
+        if not number or not 0.0 <= round(value, SPARSITY_DIGITS) < 1.0:
             raise ArchitectureError(
                 f"{gene} must be at least 0 and below 1 in layer {index}, but is {value!r}; "
                 "remove a sub-block by a width of 0."

@@ -8,13 +8,15 @@ make a small model's cut look smaller than it is. `weight_bytes` and `kv_cache_b
 to hold, so the former counts the whole model.
 """
 
+import functools
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Self
 
-from space.architecture import Architecture, LayerArchitecture
+from space.architecture import Architecture
 from space.errors import BudgetError
 from space.latency import LatencyTable
 from space.layout import Layout
@@ -26,6 +28,7 @@ METRICS = (
     "kv_cache_bytes_per_token",
     "flops_per_token",
 )
+_values = attrgetter(*METRICS)
 LATENCY = "latency"  # nanoseconds, by a table of timings
 BUDGET_METRICS = (*METRICS, LATENCY)
 # FLOPs of attention grow with the context; 512 is the sequence length that measurements use by default.
@@ -48,14 +51,11 @@ class Cost:
 
     def to_dict(self) -> dict[str, int]:
         """Return plain values for JSON."""
-        return asdict(self)
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(mine + theirs for mine, theirs in zip(self.values(), other.values(), strict=True)))
+        return dict(zip(METRICS, self.values(), strict=True))
 
     def values(self) -> tuple[int, ...]:
         """Return the five numbers in the order of `METRICS`."""
-        return tuple(getattr(self, metric) for metric in METRICS)
+        return _values(self)
 
 
 def zeros_per_row(in_features: int, sparsity: float) -> int:
@@ -111,11 +111,20 @@ def fixed_cost(layout: Layout) -> Cost:
     return Cost(0, 0, BYTES_PER_VALUE * parameters, 0, 0)
 
 
-def layer_cost(layout: Layout, layer: LayerArchitecture) -> Cost:
-    """Return the cost of one layer."""
-    return attention_cost(layout, layer.kv_groups, layer.attention_sparsity) + mlp_cost(
-        layout, layer.mlp_width, layer.mlp_sparsity
-    )
+_Rule = Callable[[int, float], tuple[int, ...]]  # (width, sparsity) -> a sub-block's cost, as `Cost.values`
+
+
+@functools.lru_cache(maxsize=16)
+def remembered_costs(layout: Layout) -> tuple[_Rule, _Rule]:
+    """Return the costs of a layout's attention and of its MLP, each computed once.
+
+    All layers share them, and whoever asks for many architectures asks for few choices.
+    """
+
+    def remembered(rule: Callable[[Layout, int, float], Cost]) -> _Rule:
+        return functools.lru_cache(1 << 14, typed=True)(lambda width, sparsity: rule(layout, width, sparsity).values())
+
+    return remembered(attention_cost), remembered(mlp_cost)
 
 
 def cost_of(layout: Layout, architecture: Architecture) -> Cost:
@@ -125,10 +134,10 @@ def cost_of(layout: Layout, architecture: Architecture) -> Cost:
         ArchitectureError: the architecture does not fit the layout.
     """
     architecture.check(layout)
-    total = fixed_cost(layout)
-    for layer in architecture.layers:
-        total = total + layer_cost(layout, layer)
-    return total
+    attention, mlp = remembered_costs(layout)
+    parts = [attention(layer.kv_groups, layer.attention_sparsity) for layer in architecture.layers]
+    parts += [mlp(layer.mlp_width, layer.mlp_sparsity) for layer in architecture.layers]
+    return Cost(*map(sum, zip(fixed_cost(layout).values(), *parts, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

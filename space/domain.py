@@ -13,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from space.architecture import GENES, Architecture, LayerArchitecture
-from space.cost import LATENCY, METRICS, Budget, Cost, attention_cost, cost_of, fixed_cost, mlp_cost
+from space.cost import (
+    LATENCY,
+    METRICS,
+    Budget,
+    Cost,
+    attention_cost,
+    cost_of,
+    fixed_cost,
+    mlp_cost,
+    remembered_costs,
+)
 from space.errors import ArchitectureError, BudgetError, SettingError
 from space.latency import LatencyTable, milliseconds
 from space.layout import Layout
@@ -21,6 +31,7 @@ from space.layout import Layout
 Indices = NDArray[np.int16]  # (architectures, 2 * layers)
 DEFAULT_WIDTH_STEP = 128  # what matrix units and quantisation blocks like
 _ROUNDING = 1e-4  # to which sparsities are kept
+_ROWS = 4096  # looked up at once, so that memory stays bounded
 _FEWEST_WIDTHS = 8  # a model too narrow for that many steps of 128 gets a finer step
 
 
@@ -54,18 +65,28 @@ class SearchSpace:
     latency: LatencyTable | None = field(default=None, repr=False, compare=False)
     limits: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # (budgets,)
     _tables: tuple[NDArray[np.float64], ...] = field(init=False, repr=False, compare=False)
-    _positions: tuple[dict[Choice, int], ...] = field(init=False, repr=False, compare=False)  # of each column's choices
+    # Columns one after the other: costs (metrics, choices), widths and sparsities (choices, 2), and where each begins.
+    _flat: NDArray[np.float64] = field(init=False, repr=False, compare=False)
+    _flat_genes: NDArray[np.float64] = field(init=False, repr=False, compare=False)
+    _starts: NDArray[np.intp] = field(init=False, repr=False, compare=False)  # (columns,)
+    # Of each column's choices, by width and sparsity.
+    _positions: tuple[dict[tuple[int, float], int], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budgets", tuple(budget.timed_by(self.latency) for budget in self.budgets))
         tables = tuple(
-            np.array([self._choice_cost(column, choice) for choice in options], dtype=np.float64)
+            np.array([self.choice_cost(column, *_kept(choice)) for choice in options], dtype=np.float64)
             for column, options in enumerate(self.choices)
         )
         dense = cost_of(self.layout, Architecture.dense(self.layout))
         limits = np.array([budget.limit(dense) for budget in self.budgets], dtype=np.float64)
-        positions = tuple({choice: index for index, choice in enumerate(options)} for options in self.choices)
+        positions = tuple({_kept(choice): index for index, choice in enumerate(options)} for options in self.choices)
+        kept = [_kept(choice) for options in self.choices for choice in options]
+        sizes = [len(options) for options in self.choices]
         object.__setattr__(self, "_tables", tables)
+        object.__setattr__(self, "_flat", np.concatenate(tables).T.copy())
+        object.__setattr__(self, "_flat_genes", np.array(kept, dtype=np.float64))
+        object.__setattr__(self, "_starts", np.cumsum([0, *sizes[:-1]], dtype=np.intp))
         object.__setattr__(self, "_positions", positions)
         object.__setattr__(self, "limits", limits)
         self._check_budgets()
@@ -75,16 +96,17 @@ class SearchSpace:
         """What costs are told in: the closed forms, and latency where sub-blocks were timed."""
         return METRICS if self.latency is None else (*METRICS, LATENCY)
 
-    def _choice_cost(self, column: int, choice: Choice) -> tuple[int, ...]:
-        rule = attention_cost if column % 2 == 0 else mlp_cost
-        cost = rule(self.layout, choice.width, choice.sparsity).values()
+    def choice_cost(self, column: int, width: int, sparsity: float) -> tuple[int, ...]:
+        """Return what a sub-block costs, in the order of `metrics`, whether the space allows it or not."""
+        cost = remembered_costs(self.layout)[column % 2](width, sparsity)
         if self.latency is None:
             return cost
         timed = self.latency.of_attention if column % 2 == 0 else self.latency.of_mlp
-        return *cost, timed(choice.width)
+        return *cost, timed(width)
 
     @property
-    def _fixed_cost(self) -> tuple[int, ...]:
+    def fixed_cost(self) -> tuple[int, ...]:
+        """What every architecture costs, in the order of `metrics`."""
         cost = fixed_cost(self.layout).values()
         return cost if self.latency is None else (*cost, self.latency.fixed)
 
@@ -137,10 +159,13 @@ class SearchSpace:
 
     def costs(self, indices: Indices) -> NDArray[np.float64]:
         """Return the costs (architectures, metrics in the order of `metrics`) of encoded architectures."""
-        total = np.tile(np.array(self._fixed_cost, dtype=np.float64), (len(indices), 1))
-        for column, table in enumerate(self._tables):
-            total += table[indices[:, column]]
-        return total
+        found = np.empty((len(indices), len(self._flat)), dtype=np.float64)
+        for first in range(0, len(indices), _ROWS):
+            at = indices[first : first + _ROWS] + self._starts
+            # Costs are whole numbers, so the order of a sum does not matter.
+            for metric, (own, fixed) in enumerate(zip(self._flat, self.fixed_cost, strict=True)):
+                found[first : first + _ROWS, metric] = np.take(own, at).sum(axis=1) + fixed
+        return found
 
     def column_costs(self, column: int) -> NDArray[np.float64]:
         """Return the costs (choices, budgets) of one column, in the budgets' metrics only."""
@@ -149,7 +174,7 @@ class SearchSpace:
     @property
     def fixed_budget_costs(self) -> NDArray[np.float64]:
         """What every architecture costs (budgets,), in the budgets' metrics only."""
-        return np.array(self._fixed_cost, dtype=np.float64)[self._budgeted]
+        return np.array(self.fixed_cost, dtype=np.float64)[self._budgeted]
 
     @property
     def _budgeted(self) -> list[int]:
@@ -167,10 +192,18 @@ class SearchSpace:
     def genes(self, indices: Indices) -> NDArray[np.float64]:
         """Return the genes (architectures, layers, genes in the order of `GENES`) of encoded architectures."""
         genes = np.empty((len(indices), self.columns, 2), dtype=np.float64)
-        for column, options in enumerate(self.choices):
-            table = np.array([(choice.width, choice.sparsity) for choice in options], dtype=np.float64)
-            genes[:, column] = table[indices[:, column]]
+        for first in range(0, len(indices), _ROWS):
+            np.take(
+                self._flat_genes,
+                indices[first : first + _ROWS] + self._starts,
+                axis=0,
+                out=genes[first : first + _ROWS],
+            )
         return genes.reshape(len(indices), self.layout.layers, len(GENES))
+
+    def position(self, column: int, width: int, sparsity: float) -> int:
+        """Return the index of a choice of a column, -1 where it has none of that."""
+        return self._positions[column].get((width, sparsity), -1)
 
     def allows(self, architecture: Architecture) -> bool:
         """Return whether an architecture is in the space and meets every budget."""
@@ -202,21 +235,24 @@ class SearchSpace:
             ArchitectureError: a gene has a value that the space does not allow.
         """
         rows = []
+        attention, mlp = self._positions[0::2], self._positions[1::2]
         for architecture in architectures:
             architecture.check(self.layout)
             row = []
-            for i, layer in enumerate(architecture.layers):
-                for column, choice in (
-                    (2 * i, Choice(layer.kv_groups, layer.attention_sparsity)),
-                    (2 * i + 1, Choice(layer.mlp_width, layer.mlp_sparsity)),
-                ):
-                    if choice not in self._positions[column]:
-                        raise ArchitectureError(self._refusal(i, column, choice))
-                    row.append(self._positions[column][choice])
+            for layer, groups, widths in zip(architecture.layers, attention, mlp, strict=True):
+                row.append(groups.get((layer.kv_groups, layer.attention_sparsity), -1))
+                row.append(widths.get((layer.mlp_width, layer.mlp_sparsity), -1))
+            if -1 in row:
+                raise ArchitectureError(self._refusal(architecture, row.index(-1)))
             rows.append(row)
         return np.array(rows, dtype=np.int16).reshape(-1, self.columns)
 
-    def _refusal(self, layer: int, column: int, choice: Choice) -> str:
+    def _refusal(self, architecture: Architecture, column: int) -> str:
+        layer = column // 2
+        own = architecture.layers[layer]
+        choice = (
+            Choice(own.mlp_width, own.mlp_sparsity) if column % 2 else Choice(own.kv_groups, own.attention_sparsity)
+        )
         gene = "kv_groups" if column % 2 == 0 else "mlp_width"
         widths = sorted({option.width for option in self.choices[column]})
         nearest = sorted(sorted(widths, key=lambda width: abs(width - choice.width))[:2])
@@ -231,6 +267,10 @@ class SearchSpace:
             f"{gene} must be one of the search space's values in layer {layer}, but is {choice.width}; "
             f"the nearest are {' and '.join(map(str, nearest))}."
         )
+
+
+def _kept(choice: Choice) -> tuple[int, float]:
+    return choice.width, choice.sparsity
 
 
 def default_width_step(layout: Layout) -> int:

@@ -7,13 +7,14 @@ sub-block is removed (embeddings, final norm, the head at the last position, and
 so a removed sub-block costs nothing. Masks are dense: sparsity changes no latency. `evaluator.latency` measures.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 import numpy as np
 
-from space.architecture import Architecture, LayerArchitecture
+from space.architecture import Architecture
 from space.errors import MeasurementError
 
 Phase = Literal["prefill", "decode"]
@@ -109,18 +110,16 @@ class LatencyTable:
 
     def of_attention(self, kv_groups: int) -> int:
         """Return what the attention of one layer takes, in nanoseconds."""
-        return _interpolated(self.attention, kv_groups)
+        return _interpolated(self.attention)(kv_groups)
 
     def of_mlp(self, mlp_width: int) -> int:
         """Return what the MLP of one layer takes, in nanoseconds."""
-        return _interpolated(self.mlp, mlp_width)
+        return _interpolated(self.mlp)(mlp_width)
 
     def of(self, architecture: Architecture) -> int:
         """Return what an architecture takes, in nanoseconds."""
-        return self.fixed + sum(map(self._of_layer, architecture.layers))
-
-    def _of_layer(self, layer: LayerArchitecture) -> int:
-        return self.of_attention(layer.kv_groups) + self.of_mlp(layer.mlp_width)
+        attention, mlp = _interpolated(self.attention), _interpolated(self.mlp)
+        return self.fixed + sum([attention(layer.kv_groups) + mlp(layer.mlp_width) for layer in architecture.layers])
 
     @property
     def dense(self) -> int:
@@ -159,9 +158,11 @@ def milliseconds(nanoseconds: float) -> str:
     return f"{nanoseconds / 1e6:,.3g} ms" if nanoseconds < 1e9 else f"{nanoseconds / 1e6:,.0f} ms"
 
 
-def _interpolated(timings: Timings, width: int) -> int:
+@functools.lru_cache(maxsize=16)
+def _interpolated(timings: Timings) -> Callable[[int], int]:
+    """Return the timing of a width, computed once for each."""
     widths, values = zip(*timings, strict=True)
-    return round(float(np.interp(width, widths, values)))
+    return functools.lru_cache(1 << 14)(lambda width: round(float(np.interp(width, widths, values))))
 
 
 def _read(timings: Sequence[Sequence[int]]) -> Timings:

@@ -3,6 +3,7 @@ import math
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from predictor import AccuracyPredictor, AdditivePrior, Prediction, Target, curve_of, feature_names
-from space import Architecture, PredictorError, genes_of
+from space import Architecture, PredictorError, genes_of, sample
 from tests.predictor.conftest import pairs_of
 from tests.predictor.synthetic import DENSE, SINGLES, SPACE, draw, measure
 from tests.space.layouts import PICO, SMOLLM2_135M
@@ -85,6 +86,37 @@ def test_genes_and_records_predict_alike(predictor):
     alone = [predictor.predict([architecture]).value[0] for architecture in SPACE.decode(indices[:5])]
     assert alone == pytest.approx(prediction.value[:5].tolist(), rel=1e-9)
     assert len(predictor.predict([])) == 0
+
+
+@pytest.mark.parametrize("name", ["gaussian_process", "xgboost", "hist_gradient_boosting"])
+def test_many_at_once_and_in_threads_predict_as_few(pairs, name):
+    predictor = AccuracyPredictor.fit(SMOLLM2_135M, *pairs, regressors=[name])
+    genes = SPACE.genes(sample(SPACE, 5000, np.random.default_rng(0)))
+    genes[4000] = genes_of([DENSE])[0]
+    at_once = predictor.predict_genes(genes)
+    assert len(at_once) == 5000
+    assert at_once.value[4000] == at_once.lower[4000] == at_once.upper[4000] == 0
+    assert same(at_once, predictor.predict_genes(genes, threads=2))
+    np.testing.assert_array_equal(predictor.damages(genes), at_once.value)
+    np.testing.assert_array_equal(predictor.damages(genes, threads=2), at_once.value)
+    some = predictor.predict_genes(genes[2040:2060])
+    for part in ("value", "lower", "upper"):
+        np.testing.assert_allclose(getattr(some, part), getattr(at_once, part)[2040:2060], rtol=1e-9)
+    genes[4500, 7, 2] = 1537
+    with pytest.raises(PredictorError, match="MLP of layer 7 must keep between 0 and 1536"):
+        predictor.predict_genes(genes, threads=2)
+
+
+def test_memory_does_not_grow_with_the_architectures(predictor):
+    genes = SPACE.genes(np.tile(sample(SPACE, 100, np.random.default_rng(0)), (200, 1)))
+    peaks = []
+    for count in (2_500, 20_000):
+        predictor.predict_genes(genes[:count])
+        tracemalloc.start()
+        predictor.predict_genes(genes[:count])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 20_000 * 3 * 8 * 3  # three results, in pieces and together
 
 
 def test_dense_is_zero_and_more_damage_is_worse(predictor):
@@ -262,6 +294,14 @@ def test_few_tokens_help_where_they_know_more(pairs):
     better = AccuracyPredictor.fit(SMOLLM2_135M, architectures, values, few_tokens=own.tolist())
     told = better.predict(fresh, few(truth).tolist())
     assert kendalltau(told.value, truth).statistic > kendalltau(plain.predict(fresh).value, truth).statistic + 0.02
+    many, measured = np.tile(genes_of(fresh), (20, 1, 1)), few(np.tile(truth, 20)).tolist()
+    np.testing.assert_allclose(
+        better.predict_genes(many, measured).value[-200:],
+        better.predict_genes(many[-200:], measured[-200:]).value,
+        rtol=1e-9,
+    )
+    with pytest.raises(PredictorError, match="4000 architectures and 4001 measurements"):
+        better.predict_genes(many, [0.5] * 4001)
     with pytest.raises(PredictorError, match="but none were given; measure them"):
         better.predict(fresh)
     with pytest.raises(PredictorError, match="but some were given; leave them out"):

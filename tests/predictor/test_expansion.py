@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from predictor import AccuracyPredictor, AdditivePrior, Expansion, Target
-from predictor.expansion import LEAST_SHARE, surroundings
-from space import Architecture, Layout, PredictorError, genes_of
+from predictor.expansion import LEAST_SHARE, Surroundings, surroundings
+from space import Architecture, Budget, Layout, PredictorError, build_space, genes_of, sample
 from tests.predictor.synthetic import SINGLES, draw
 from tests.space.layouts import SMOLLM2_135M
 
@@ -145,6 +145,67 @@ def test_sparsities_have_lines_of_their_own():
     own = prior.terms(genes_of([centre]))
     expected = [0.1, 0.1 + 0.025 + (terms[1] - own).sum(), 0.1 + 0.4 + (terms[2] - own).sum()]
     np.testing.assert_allclose(told, expected)
+
+
+def by_hand(expansion, prior, genes):
+    """The expanded damage and the distance of one architecture, sub-block by sub-block."""
+    terms, own = prior.terms(genes[None])[0], prior.terms(expansion.genes)[0]
+    damage = expansion.damage
+    pairs = zip(genes.reshape(-1, 2), expansion.genes[0].reshape(-1, 2), strict=True)
+    for column, ((width, sparsity), (own_width, own_sparsity)) in enumerate(pairs):
+        differ = terms[column] - own[column]
+        changes = [0.0]
+        if width != own_width:
+            changes.append(along(width, expansion.widths[column]))
+        if sparsity != own_sparsity and width > 0:
+            changes.append(along(sparsity, expansion.sparsities[column]))
+        damage += differ if None in changes else sum(changes) + abs(differ)
+    return damage, np.abs(terms - own).sum() / expansion.damage
+
+
+def along(place, knots):
+    told = dict(knots)
+    return (
+        float(np.interp(place, sorted(told), [told[x] for x in sorted(told)]))
+        if (told and min(told) <= place <= max(told))
+        else None
+    )
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["sums", "layers measured whole"])
+def test_many_expansions_at_once_say_what_each_says(blocks):
+    """Told of differing widths, one of none; architectures with sparsity, widths between, and layers removed whole."""
+    rng = np.random.default_rng(0)
+    space = build_space(SMOLLM2_135M, [Budget("nonzero_parameters", 0.5)], sparsities=(0.0, 0.5, 0.7), width_step=256)
+    dense = Architecture.dense(SMOLLM2_135M)
+    alone = [
+        *SINGLES,
+        *(dense.replace(i, **{gene: 0.7}) for i in range(30) for gene in ("mlp_sparsity", "attention_sparsity")),
+        *(dense.replace(i, kv_groups=0, mlp_width=0) for i in range(0, 30 * blocks, 2)),
+    ]
+    prior = AdditivePrior.from_pairs(SMOLLM2_135M, alone, rng.uniform(0.05, 0.2, len(alone)).tolist())
+    *centres, last = space.decode(sample(space, 4, rng))
+    expansions = [Expansion(SMOLLM2_135M, last, 0.3, ((),) * COLUMNS, ((),) * COLUMNS)]
+    for number, centre in enumerate(centres):
+        told = [space.choices[0][number:], space.choices[1][2 * number :]] * SMOLLM2_135M.layers
+        widths, levels = ([{getattr(o, name) for o in own} for own in told] for name in ("width", "sparsity"))
+        slopes = [
+            tuple(tuple((float(x), float(rng.normal(0, 0.02))) for x in own) for own in part)
+            for part in (widths, levels)
+        ]
+        expansions.append(Expansion(SMOLLM2_135M, centre, 1.0 + number, *slopes))
+    genes = space.genes(sample(space, 40, rng))
+    genes[:20, ::3, 2] += 100 * ((genes[:20, ::3, 2] > 0) & (genes[:20, ::3, 2] < 1400))
+    genes[:30, 4:9] = [0, 0, 0, 0]
+    genes[30:34, 4:9] = [0, 0, 768, 0]  # the same attention removed, and its layer not
+    genes = np.concatenate([genes, *(each.genes for each in expansions)])
+    choices = prior.choices(genes)
+    damages, distances = Surroundings(expansions, prior).expand(choices, prior.terms_of(choices))
+    expected = [[by_hand(each, prior, row) for each in expansions] for row in genes]
+    np.testing.assert_allclose(damages, [[damage for damage, _ in row] for row in expected], rtol=1e-10)
+    np.testing.assert_allclose(distances, [[away for _, away in row] for row in expected], rtol=1e-10, atol=1e-14)
+    few = prior.choices(genes[:2])
+    np.testing.assert_allclose(Surroundings(expansions, prior).expand(few, prior.terms_of(few))[0], damages[:2])
 
 
 def test_a_predictor_with_slopes_ranks_the_best_better():

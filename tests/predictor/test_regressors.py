@@ -105,6 +105,18 @@ def test_the_process_is_the_one_of_the_textbook():
     assert 0.5 < np.std((truth - mine.predict(fresh)) / deviation) < 1.5
 
 
+def test_value_and_spread_together_are_those_asked_alone():
+    x, y = wavy(0)
+    fresh, _ = wavy(1, 700)
+    process = GaussianProcess.fit(x, y, AGGREGATES, 0)
+    told, spread = process.predict_with_spread(fresh)
+    np.testing.assert_array_equal(told, process.predict(fresh))
+    np.testing.assert_array_equal(spread, process.spread(fresh))
+    assert process.spread(fresh[:0]).shape == (0,)
+    assert process.equals(GaussianProcess.from_arrays(process.to_arrays()))
+    assert not process.equals(GaussianProcess.fit(x, y + 1, AGGREGATES, 0))
+
+
 def test_the_process_takes_a_part_of_very_many_pairs():
     x, y = wavy(10, MOST_PAIRS + 50)
     with warnings.catch_warnings():

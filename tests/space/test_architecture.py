@@ -66,3 +66,20 @@ def test_refusals_on_reading(text, message):
 def test_refusals_against_a_layout(architecture, message):
     with pytest.raises(ArchitectureError, match=message):
         architecture.check(PICO)
+
+
+def test_what_is_read_does_not_depend_on_what_was_read_before():
+    """2, 2.0 and true are equal, and only one of them is a width."""
+    for _ in range(2):
+        assert Architecture.from_dict({"layers": [{"kv_groups": 1, "mlp_width": 64}]}).layers[0].kv_groups is not True
+        for other in (1.0, True):
+            with pytest.raises(ArchitectureError, match="kv_groups must be a whole number in layer 1"):
+                Architecture.from_dict({"layers": [LAYER, {"kv_groups": other, "mlp_width": 64}]})
+        assert '"mlp_width":64}' in Architecture((LayerArchitecture(1, 64),)).to_json()
+        assert '"mlp_width":64.0}' in Architecture((LayerArchitecture(1, 64.0),)).to_json()
+
+
+@pytest.mark.parametrize("values", [{1: 2}, {"kv_groups": [2], "mlp_width": 64}, {"kv_groups": {}, "mlp_width": 64}])
+def test_what_cannot_be_looked_up_is_refused_in_a_sentence(values):
+    with pytest.raises(ArchitectureError, match="layer 0"):
+        Architecture.from_dict({"layers": [values]})
