@@ -134,6 +134,21 @@ class SearchSpace:
                     f"{budget.metric} {has} ({share:.3f} of the dense model) and {budget} allows {allows}; "
                     "raise the budget or allow smaller widths or higher sparsities."
                 )
+        if self.budgets and all(options[0].width == 0 for options in self.choices) and not self._keeps_anything():
+            told = " and ".join(map(str, self.budgets))
+            raise BudgetError(
+                f"A budget must leave a model something of its layers, but {told} allows none of any; raise it."
+            )
+
+    def _keeps_anything(self) -> bool:
+        """Return whether some architecture within the budgets keeps a sub-block."""
+        least = self.budget_costs(np.zeros((1, self.columns), dtype=np.int16))[0]
+        for unit in self.units:
+            tables = [self.column_costs(column) for column in unit]
+            more = tables[0][1:] if len(unit) == 1 else sum(table[-1:] for table in tables)
+            if (least - sum(table[0] for table in tables) + more <= self.limits).all(axis=1).any():
+                return True
+        return False
 
     @property
     def columns(self) -> int:

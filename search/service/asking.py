@@ -12,18 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from predictor import AccuracyPredictor, Prediction, sub_block_damages
 from predictor.dataset import FloatArray
 from search.folder import RunFolder
 from search.service.pairs import stamp_of
 from space import Architecture, PredictorError, RunFolderError, SearchSpace
+from space.batch import Genes
 
 _MOST_OPEN = 8  # runs; a predictor takes some megabytes
 _MOST_TOGETHER = 4096  # architectures of those who wait, so that nobody waits for a large batch of others
-
-Asked = NDArray[np.float64]  # (architectures, layers, genes in the order of `GENES`)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Opened:
 
 
 # What is asked, of which predictors, and where the answer goes.
-_Question = tuple[Asked, tuple[str, ...], asyncio.Future[dict[str, Prediction]]]
+_Question = tuple[Genes, tuple[str, ...], asyncio.Future[dict[str, Prediction]]]
 
 
 @dataclass
@@ -88,7 +86,7 @@ class Oracle:
         self._open.move_to_end(key)
         return known[1]
 
-    async def predict(self, run: RunFolder, genes: Asked, targets: Sequence[str] = ()) -> dict[str, Prediction]:
+    async def predict(self, run: RunFolder, genes: Genes, targets: Sequence[str] = ()) -> dict[str, Prediction]:
         """Return what a run's predictors say.
 
         Args:
@@ -147,7 +145,7 @@ class Oracle:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _predict(opened: Opened, genes: Asked, names: Sequence[str]) -> dict[str, Prediction]:
+def _predict(opened: Opened, genes: Genes, names: Sequence[str]) -> dict[str, Prediction]:
     return {name: opened.predictors[name].predict_genes(genes) for name in names}
 
 

@@ -54,6 +54,7 @@ class Gate:
             for root in roots
             if root.is_dir()
             for path in found(root)
+            if self._inside(str(path.absolute()), (root,))  # a link may lead elsewhere
         ]
         return list(dict.fromkeys(names))
 

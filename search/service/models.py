@@ -9,14 +9,15 @@ from typing import Any
 import psutil
 
 from space import Architecture, Layout, ModelError
-from space.cost import cost_of
+from space.cost import BYTES_PER_VALUE, cost_of
 
+_DAMAGED = (OSError, ValueError, struct.error, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 # Files that run code when they are read.
 _UNSAFE = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
 _SAFETENSORS, _GGUF = ".safetensors", ".gguf"
 _MOST_HEADER_BYTES = 100 << 20  # what safetensors itself allows
 _MOST_TEXT_BYTES = 256 << 20  # of a tokenizer or a configuration
-_BYTES_PER_PARAMETER = 2  # at least, once opened
+_MOST_LAYERS = 10_000
 _SPARSE = 0.5  # share of a file that must be on the disk; holes read as zeros, and cost whoever made them nothing
 
 
@@ -47,10 +48,9 @@ def check_model(path: Path) -> None:
     weights = [file for file in files if file.suffix == _SAFETENSORS]
     if not weights:
         raise ModelError(f"A model folder must hold safetensors, but {path.name!r} holds none; convert its weights.")
-    layout = layout_of(path)
-    told = cost_of(layout, Architecture.dense(layout)).weight_bytes  # in two bytes a parameter
     held = sum(_tensor_bytes(file) for file in weights)
-    _check_size(path, max(told, held))
+    _check_size(path, held)
+    _check_honest(path, layout_of(path), held)
 
 
 def layout_of(path: Path) -> Layout:
@@ -79,6 +79,21 @@ def models_in(root: Path) -> Iterator[Path]:
     yield from sorted(file for file in (*root.glob("*.gguf"), *root.glob("*/*.gguf")) if file.is_file())
 
 
+def _check_honest(path: Path, layout: Layout, held: int) -> None:
+    """Refuse a configuration that tells of more than the weights hold: what it tells is made in memory first."""
+    if layout.layers > _MOST_LAYERS:
+        raise ModelError(
+            f"A model must have at most {_MOST_LAYERS:,} layers, but {path.name!r} tells of {layout.layers:,}; give an "
+            "intact model."
+        )
+    told = cost_of(layout, Architecture.dense(layout)).weight_bytes / BYTES_PER_VALUE
+    if told > held:  # a byte for each, where weights are quantised
+        raise ModelError(
+            f"A model's config.json must tell of the weights that there are, but that of {path.name!r} tells of "
+            f"{told:,.0f} and the safetensors have {held:,} bytes; give an intact model."
+        )
+
+
 def _check_size(path: Path, needed: int) -> None:
     total = psutil.virtual_memory().total
     if needed > total:
@@ -98,7 +113,16 @@ def _tensor_bytes(file: Path) -> int:
                 raise ValueError(f"its header would have {length:,} bytes")
             header: dict[str, Any] = json.loads(stream.read(length))
         ends = [int(own["data_offsets"][1]) for name, own in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, struct.error, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        struct.error,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ModelError(f"Safetensors must be intact, but {file.name!r} is not ({error}); get it again.") from None
     if max(ends, default=0) + 8 + length != size:
         raise ModelError(

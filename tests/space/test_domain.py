@@ -145,3 +145,11 @@ def test_encode_refuses_what_the_space_does_not_allow():
 
 def test_a_layout_of_wide_layers_keeps_the_step():
     assert default_width_step(Layout.from_dict({**PICO.to_dict(), "mlp_width": 11008})) == 128
+
+
+@pytest.mark.parametrize("whole_blocks", [False, True])
+def test_a_budget_that_leaves_nothing_is_refused(whole_blocks):
+    with pytest.raises(BudgetError, match=r"must leave a model something of its layers, but parameters=1e-06"):
+        build_space(PICO, [Budget("parameters", 1e-6)], whole_blocks=whole_blocks)
+    one_block = 1 / PICO.layers + 1e-6
+    assert build_space(PICO, [Budget("parameters", one_block)], whole_blocks=whole_blocks).columns == 2 * PICO.layers

@@ -8,11 +8,11 @@ from fastapi.responses import JSONResponse, Response
 
 from predictor import Prediction
 from search.service.answers import ArchitectureTold, PredictAsked, PredictTold, Refused
-from search.service.asking import Asked, Opened
-from search.service.genes import changed_genes, checked, costs_of
+from search.service.asking import Opened
 from search.service.state import Run, Served
-from space import Architecture, ArchitectureError, RunFolderError
+from space import GENES, Architecture, ArchitectureError, RunFolderError, costs_of_genes, read_genes
 from space.architecture import genes_of
+from space.batch import Genes
 
 router = APIRouter(prefix="/api/runs/{run}", tags=["asking"])
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -27,12 +27,9 @@ async def predict(asked: PredictAsked, service: Served, run: Run) -> Response:
     """Say what architectures would measure, with 90 % intervals and costs: one, a batch, or changes to the winner."""
     opened = await service.oracle.open(run)
     genes = _asked_genes(asked, opened)
-    if asked.changes:
-        genes = changed_genes(genes, [(each.layer, each.gene, each.value) for each in asked.changes], opened.space)
-    checked(genes, opened.space.layout)
     found = await service.oracle.predict(run, genes, asked.targets)
     service.metrics.predictions.inc(len(genes))
-    costs = costs_of(opened.space, genes)
+    costs = costs_of_genes(opened.space, genes)
     metrics = opened.space.metrics
     return JSONResponse(
         {
@@ -65,26 +62,40 @@ def _within(opened: Opened, costs: np.ndarray) -> list[bool]:
     return inside
 
 
-def _asked_genes(asked: PredictAsked, opened: Opened) -> Asked:
-    if asked.architectures is not None and asked.genes is not None:
+def _asked_genes(asked: PredictAsked, opened: Opened) -> Genes:
+    """Return the genes (architectures, layers, genes) that are asked about, with the changes made.
+
+    Raises:
+        ArchitectureError: something is no architecture of the model.
+        RunFolderError: it is the winner, and there is none yet.
+    """
+    layout, genes = opened.space.layout, asked.genes
+    if asked.architectures is not None and genes is not None:
         raise ArchitectureError("Architectures must come in one form, but this request has both; leave one out.")
-    if asked.genes is not None:
-        return np.array(_rectangular(asked.genes), dtype=np.float64)
-    if asked.architectures is not None:
-        return genes_of([Architecture.from_dict(each.model_dump()) for each in asked.architectures])
+    if genes is None:
+        records = [_record(each) for each in asked.architectures or ()] or [_winner(opened)]
+        for each in records:
+            each.check(layout)
+        found = genes_of(records)
+    else:
+        found = read_genes(layout, genes)
+    for change in asked.changes:
+        if change.layer >= layout.layers:
+            raise ArchitectureError(
+                f"A change must be in a layer of 0 to {layout.layers - 1}, but is in {change.layer}; choose another."
+            )
+        found[:, change.layer, GENES.index(change.gene)] = change.value
+    return read_genes(layout, found) if asked.changes else found
+
+
+def _winner(opened: Opened) -> Architecture:
     if opened.winner is None:
         raise RunFolderError("A run must be finished for its winner to be asked about; give architectures.")
-    return genes_of([opened.winner])
+    return opened.winner
 
 
-def _rectangular(genes: list[list[list[float]]]) -> list[list[list[float]]]:
-    sizes = {len(layers) for layers in genes}, {len(layer) for layers in genes for layer in layers}
-    if any(len(each) > 1 for each in sizes) or sizes[1] != {4}:
-        raise ArchitectureError(
-            "genes must have four numbers for each layer, and as many layers in each architecture, but they differ; "
-            "give kv_groups, attention_sparsity, mlp_width and mlp_sparsity."
-        )
-    return genes
+def _record(told: ArchitectureTold) -> Architecture:
+    return Architecture.from_dict(told.model_dump())
 
 
 @router.post("/damages", responses=_REFUSALS)
@@ -93,8 +104,6 @@ async def damages(
 ) -> dict[str, list[list[float]]]:
     """Say what each layer's attention and MLP add to what an architecture loses; without one, to the winner's."""
     opened = await service.oracle.open(run)
-    asked = opened.winner if architecture is None else Architecture.from_dict(architecture.model_dump())
-    if asked is None:
-        raise RunFolderError("A run must be finished for its winner to be asked about; give an architecture.")
+    asked = _winner(opened) if architecture is None else _record(architecture)
     asked.check(opened.space.layout)
     return {"damages": (await service.oracle.damages(run, asked)).tolist()}

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, HTTPException, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -21,6 +21,14 @@ JobId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Id of
 _MISSING: Told = {404: {"model": Refused, "description": "There is no such job."}}
 _CONFLICT: Told = {409: {"model": Refused, "description": "The job, or the run, is in another state."}}
 _LOOK_SECONDS = 0.4  # between two looks at a job that is watched
+
+
+def existing(service: Served, job: JobId) -> str:
+    """Return a job's id; refused before anything is sent where there is none."""
+    return service.queue.get(job).id
+
+
+Existing = Annotated[str, Depends(existing)]
 
 
 @router.post("", status_code=201, responses={**_CONFLICT, 422: {"model": Refused, "description": "It cannot be done."}})
@@ -74,7 +82,7 @@ async def one(service: Served, job: JobId) -> JobTold:
 
 
 @router.get("/{job}/events", response_class=EventSourceResponse, responses=_MISSING)
-async def events(service: Served, job: JobId) -> AsyncIterator[ServerSentEvent]:
+async def events(service: Served, job: Existing) -> AsyncIterator[ServerSentEvent]:
     """Tell of a job whenever it changes, as server-sent events `job`, until it is finished."""
     last = ""
     while True:

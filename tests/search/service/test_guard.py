@@ -3,12 +3,13 @@
 import json
 import logging
 import stat
+from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
 
 from search.service.app import create_app
-from search.service.guard import Rate, Tokens
+from search.service.guard import Guard, Rate, Tokens
 from search.service.telemetry import LOGGER
 from tests.search.service.conftest import sentence_of
 
@@ -22,7 +23,8 @@ def token(settings):
 def guarded(client, settings, token):
     """The same service on an address that others reach; its own lifetime is the other's."""
     app = create_app(settings.model_copy(update={"host": "0.0.0.0"}))
-    app.state.service = client.app.state.service
+    [tokens] = [each.kwargs["tokens"] for each in app.user_middleware if each.cls is Guard]
+    app.state.service = replace(client.app.state.service, tokens=tokens)
     return app
 
 
@@ -34,10 +36,8 @@ def stranger(guarded):
 @pytest.fixture
 def logged(caplog):
     """What the service logs."""
-    LOGGER.addHandler(caplog.handler)
     caplog.set_level(logging.INFO, LOGGER.name)
-    yield caplog
-    LOGGER.removeHandler(caplog.handler)
+    return caplog
 
 
 class TestToken:

@@ -6,10 +6,8 @@ import time
 
 import hypothesis
 import pytest
+import schemathesis
 import uvicorn
-
-schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis, which is not installed here")
-
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import status_code_conformance
@@ -23,6 +21,7 @@ def schema(settings):
     """The schema of a service whose jobs wait for ever, since it has no worker."""
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
         patch.setattr(Workers, "start", lambda _: None)
+        patch.setattr(Workers, "alive", settings.slots)
         app = create_app(settings.model_copy(update={"submissions_per_minute": 1e9}))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
