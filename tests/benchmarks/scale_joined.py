@@ -4,31 +4,38 @@ Model, store, claims, study, fits and plans are those of `secateur run` and `sec
 measurement and each slope only sleeps before it is taken, as long as a large model would keep a GPU busy. So two cores
 are enough for several workers, as long as they sleep most of the time.
 
-    python -m tests.benchmarks.scale_joined run|join FOLDER SECONDS
+    python -m tests.benchmarks.scale_joined
 
-is one such process; `together` starts them.
+lets one and two work on such a run and keeps what they took beside the results. Their cores should have nothing else to
+do. With `run|join FOLDER SECONDS` it is one of the processes.
 """
 
 import json
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluator import Evaluator, PairStore
+from evaluator import Evaluator
 from evaluator.slopes import slopes
 from search.config import load_config
 from search.find import find
 from search.folder import RunFolder
 from search.join import join_search
 from search.run import run_search
-from tests.benchmarks.record import ROOT
+from tests.benchmarks.record import RESULTS, ROOT
 from tests.benchmarks.scale_plan import Stage
 
+FILE = RESULTS / "measured" / "scale-joined.json"
+_PROCESSES, _SLEPT = (1, 2), 0.3  # and seconds that a measurement sleeps
 _SLOPES = 3  # times as long as a measurement
 _SETTINGS = {
     "budget": "parameters=0.7",
@@ -147,16 +154,42 @@ def _await(file: Path) -> None:
     """Wait until a run has begun to measure."""
     until = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < until:
-        if file.exists():
-            store = PairStore(file)
-            try:
-                if store.protocols():
-                    return
-            finally:
-                store.close()
+        if file.exists() and _has_pairs(file):
+            return
         time.sleep(0.05)
     raise SystemExit(f"no run has begun in {file.parent}")
 
 
+def keep() -> None:
+    """Let processes work together and keep what they took."""
+    rows = []
+    for count in _PROCESSES:
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, stages = together(Path(folder), count, _SLEPT)
+        rows.append({"processes": count, "seconds": seconds, "stages": [asdict(stage) for stage in stages]})
+    FILE.write_text(json.dumps(rows) + "\n")
+
+
+def kept() -> dict[int, tuple[float, list[Stage]]]:
+    """Return by the number of processes the seconds that they took, and the stages of the first."""
+    rows = json.loads(FILE.read_text())
+    return {
+        row["processes"]: (row["seconds"], [Stage(**{**each, "tasks": tuple(each["tasks"])}) for each in row["stages"]])
+        for row in rows
+    }
+
+
+def _has_pairs(file: Path) -> bool:
+    # Not by `PairStore`, which would make the tables that the run is just making.
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as store:
+        try:
+            return bool(store.execute("SELECT count(*) FROM pairs").fetchone()[0])
+        except sqlite3.OperationalError:
+            return False
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))
+    if len(sys.argv) > 1:
+        main(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))
+    else:
+        keep()

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
@@ -15,7 +15,6 @@ from evaluator.measurement import Measurement, Protocol
 from space import Architecture, sample
 from tests.benchmarks.scale_cluster import CALM, Cluster
 from tests.benchmarks.scale_costs import AS_IS, LLAMA_70B, Code, Costs
-from tests.benchmarks.scale_joined import together
 from tests.benchmarks.scale_plan import Habits, Stage, planned
 from tests.benchmarks.scale_trace import Trace
 from tests.search.pieces import SPACE
@@ -73,30 +72,24 @@ def repeated(traces: Sequence[Trace], code: Code) -> dict[str, Any]:
     return found
 
 
-def joined(processes: Sequence[int], slept: float, code: Code) -> dict[str, Any]:
+def joined(runs: Mapping[int, tuple[float, list[Stage]]], code: Code) -> dict[str, Any]:
     """Return what real processes took together, and what the simulation says by the stages of one alone.
 
     They share cores that others want as well, so that fits and plans take longer the more they are; their seconds are
     taken as they were. What is simulated is the measuring: who takes what, who waits, who looks for it.
 
     Args:
-        processes: how many, the first 1.
-        slept: seconds that each measurement sleeps.
+        runs: by the number of processes, what they took, and the stages of the first.
         code: with the store's times.
     """
     found: dict[str, Any] = {}
-    stages: list[Stage] = []
-    for count in processes:
-        with tempfile.TemporaryDirectory() as folder:
-            took, own = together(Path(folder), count, slept)
-        stages = stages or own
+    stages = runs[1][1]
+    for count, (took, own) in runs.items():
         slowed = _thinking(own) / _thinking(stages)
         expected = [replace(stage, driver=slowed * stage.driver) for stage in stages]
         cluster = Cluster(Costs(code=code), count, CALM, joined=True)
-        found[str(count)] = {
-            **_compared(took, run_one(cluster, expected)),
-            "thinking": round(_thinking(own), 1),
-        }
+        says = run_one(cluster, expected)
+        found[str(count)] = {**_compared(took, says), "thinking": round(_thinking(own), 1)}
     return found
 
 
