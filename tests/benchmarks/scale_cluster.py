@@ -87,21 +87,21 @@ class Cluster:
         """Go through the stages of a search; returns the seconds that it took."""
         began, owner = self.loop.now, object()
         setting_up = [stage for stage in stages if stage.before_joining]
-        rounds = [stage for stage in stages if stage.name.startswith("rounds")]
-        before = stages[len(setting_up) : stages.index(rounds[0])] if rounds else stages[len(setting_up) :]
+        places = [place for place, stage in enumerate(stages) if stage.name.startswith("rounds")] or [len(stages)]
+        rounds = stages[places[0] : places[-1] + 1]
         if self.code.calibration == "all_workers":
             self.opened.fire()
         for stage in setting_up:
             yield from self._stage(stage, owner)
         self.opened.fire()
-        for stage in before:
+        for stage in stages[len(setting_up) : places[0]]:
             yield from self._stage(stage, owner)
         if rounds:
             owners = [owner if self.code.drivers == "one" else object() for _ in range(self.code.chains)]
             chains = [self.loop.start(self._chain(rounds, each)) for each in owners]
             yield from self.loop.all_of(chains)
-            for stage in stages[stages.index(rounds[-1]) + 1 :]:
-                yield from self._stage(stage, owner)
+        for stage in stages[places[-1] + 1 :]:
+            yield from self._stage(stage, owner)
         return self.loop.now - began
 
     def _chain(self, stages: Sequence[Stage], owner: object) -> Process:

@@ -100,6 +100,24 @@ def test_what_fails_is_done_again():
     assert took / count == pytest.approx(math.expm1(seconds / mean) * (mean + repair), rel=0.08)
 
 
+def test_every_stage_is_gone_through_once():
+    stages = planned(PUSHED, 4)
+    cluster = Cluster(PUSHED, 4, joined=True)
+    took = run_one(cluster, stages)
+    assert cluster.busy == pytest.approx(sum(sum(stage.tasks) for stage in stages))
+    assert took >= cluster.busy / 4 + sum(stage.driver for stage in stages)
+    assert sum(cluster.spent.values()) == pytest.approx(took)
+
+
+def test_chains_repeat_the_rounds_and_nothing_else():
+    costs = replace(PUSHED, code=replace(PUSHED.code, chains=3))
+    stages = planned(costs, 4)
+    cluster = Cluster(costs, 4, joined=True)
+    run_one(cluster, stages)
+    rounds = sum(sum(stage.tasks) for stage in stages if stage.name.startswith("rounds"))
+    assert cluster.busy == pytest.approx(sum(sum(stage.tasks) for stage in stages) + 2 * rounds)
+
+
 def test_a_lost_claim_holds_the_batch_up():
     weather = Weather(0.0, 0.0, 1.0, failures_per_hour=1.0)
     slow, quick = (
