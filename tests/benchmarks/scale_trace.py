@@ -11,6 +11,7 @@ import sqlite3
 import sys
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean, pstdev
 
@@ -121,6 +122,7 @@ def _parts(rows: list[tuple[str, str, int, float, str]]) -> tuple[Part, ...]:
     )
 
 
+@cache
 def kept() -> list[Trace]:
     """Return the traces that were kept."""
     rows = json.loads(FILE.read_text())
