@@ -65,7 +65,7 @@ def main() -> None:
     options = arguments(__doc__ or "")
     seeds = range(options.seed, options.seed + (1 if options.quick else 5))
     store = stored(30 if options.quick else 300)
-    code = AS_IS  # whose store is as fast as it was when nothing else ran: the same seed, the same figures
+    code = AS_IS  # whose store is as fast as it once was, not as now: the same seed, the same figures
     as_it_is = {gpus: told(Costs(code=code), gpus, seeds) for gpus in GPUS}
     changes, after = {}, code
     for name, change in CHANGES.items():
