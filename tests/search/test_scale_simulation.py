@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from evaluator import open_model
+from evaluator.accuracy import make_reference
+from evaluator.pruning import Levels, least_squares
 from evaluator.pruning.least_squares import damped, resolve
 from evaluator.pruning.statistics import gather_statistics
-from space import FAMILIES, Architecture, build_space
+from evaluator.slopes import slopes
+from space import FAMILIES, Architecture, Criterion, build_space
 from tests.benchmarks.scale import LOADS, queued, simulated, told
 from tests.benchmarks.scale_cluster import _REPAIR_SECONDS, CALM, Cluster, Weather, polling_wait
 from tests.benchmarks.scale_costs import AS_IS, LLAMA_70B, Code, Costs
@@ -17,7 +21,8 @@ from tests.benchmarks.scale_events import Loop, Server, Signal
 from tests.benchmarks.scale_plan import Habits, Stage, planned
 from tests.benchmarks.scale_reality import repeated, run_one, stored
 from tests.benchmarks.scale_trace import kept
-from tests.pico import pico_llama
+from tests.evaluator.pieces import make_surgeon
+from tests.pico import pico_llama, pico_tokens, save_pico
 from tests.space.layouts import SMOLLM2_135M
 
 PUSHED = Costs(code=Code(claims="pushed", store_seconds=0.0, forgotten=0.0))
@@ -193,6 +198,25 @@ def test_one_factor_serves_all_widths():
     for count in (1, 7, 16, 24):
         solved = resolve(weight, moments, order[:count])
         assert float(slopes[count - 1]) == pytest.approx(float((gradient[:, order[:count]] * solved).sum()), rel=1e-4)
+
+
+def test_slopes_solve_for_every_width_again_where_levels_do_not_fit(tmp_path, monkeypatch):
+    """What the page says saturates first: the code solves as often as `Costs` counts."""
+    dense = open_model(str(save_pico(tmp_path / "model")), dtype="float32")
+    criterion, space = Criterion(update="least_squares"), build_space(dense.layout)
+    surgeon = make_surgeon(dense, criterion, Levels(memory_bytes=0))
+    reference, solved = make_reference(dense, pico_tokens(2, 24, 2)), []
+    monkeypatch.setattr(
+        least_squares, "resolve", lambda weight, *others: solved.append(weight.shape) or resolve(weight, *others)
+    )
+    counts = []
+    for width in space.layout.mlp_width // 2, space.layout.mlp_width // 3:
+        architecture = Architecture.dense(space.layout).replace(1, mlp_width=width)
+        slopes(dense, surgeon, reference, architecture, space.choices)
+        counts.append(sum(shape[1] == space.layout.mlp_width for shape in solved))
+        solved.clear()
+    every = dense.layout.layers * Costs(layout=dense.layout).widths
+    assert all(count >= every for count in counts), (counts, every)
 
 
 def test_a_plan_spends_what_runs_spend():
