@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint docs install clean
+.PHONY: run test lint docs audit install clean
 
 # The main job: SmolLM2-135M pruned to 80 % of its decoder's parameters, measured, reported and exported.
 run: install
@@ -19,6 +19,12 @@ lint: install
 # The pages of docs/ and the reference of the public API, as HTML in build/docs.
 docs: install
 	$(BIN)/python docs/render.py build/docs
+
+# Known faults in our own code and in what is installed; the second asks PyPI's database of advisories.
+audit: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[audit]'
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive space evaluator predictor search
+	$(BIN)/pip-audit --skip-editable
 
 install: .venv/installed
 

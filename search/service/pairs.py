@@ -19,8 +19,11 @@ from search.folder import RunFolder
 from space import GENES, Architecture, RunFolderError, SearchSpace
 
 _COLUMNS = (
-    "fingerprint, origin, architecture, nll, nll_standard_error, kl, kl_standard_error, agreement, tokens, measured_at"
-)
+    "fingerprint", "origin", "architecture", "nll", "nll_standard_error", "kl", "kl_standard_error", "agreement", "tokens",
+    "measured_at",
+)  # fmt: skip
+_PAIRS = sa.table("pairs", *map(sa.column, ("id", "protocol", *_COLUMNS)))
+_PROTOCOLS = sa.table("protocols", sa.column("fingerprint"), sa.column("content"))
 MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
 
@@ -41,10 +44,10 @@ def read_pairs(run: RunFolder) -> pd.DataFrame:
     engine = sa.create_engine(f"sqlite:///file:{run.measurements_file.absolute()}?mode=ro&uri=true")
     try:
         with engine.connect() as connection:
-            protocols = connection.execute(sa.text("SELECT fingerprint, content FROM protocols")).all()
-            search = [key for key, content in protocols if json.loads(content)["split"] == "search"]
-            query = sa.text(f"SELECT {_COLUMNS} FROM pairs WHERE protocol = :protocol ORDER BY id")
-            return pd.read_sql(query, connection, params={"protocol": search[0] if search else ""})
+            protocols = connection.execute(sa.select(_PROTOCOLS)).all()
+            search = [each.fingerprint for each in protocols if json.loads(each.content)["split"] == "search"]
+            query = sa.select(*(_PAIRS.c[name] for name in _COLUMNS)).order_by(_PAIRS.c.id)
+            return pd.read_sql(query.where(_PAIRS.c.protocol == (search[0] if search else "")), connection)
     except (sa.exc.DatabaseError, ValueError, KeyError) as error:
         raise RunFolderError(
             f"measurements.db of a run must be intact, but that of {run.path.name!r} is not ({error}); restore it."

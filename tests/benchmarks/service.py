@@ -141,7 +141,7 @@ def _page(options: argparse.Namespace) -> dict[str, Any]:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             started = time.perf_counter()
             page.goto(f"{address}/runs/asked", wait_until="commit")
-            page.wait_for_function("document.querySelector('#predicted dd') !== null")
+            page.wait_for_selector("#predicted dd")
             opened.append(time.perf_counter() - started)
             if visit == 4:
                 page.wait_for_timeout(3000)

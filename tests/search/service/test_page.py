@@ -75,7 +75,7 @@ def opened(browser, service):
 def ready(page):
     """Wait until a run's page answers."""
     expect(page.locator("#predicted dd").first).not_to_be_empty()
-    page.wait_for_function("document.getElementById('spoken').textContent !== ''")
+    expect(page.locator("#spoken")).not_to_be_empty()
     return page
 
 
@@ -85,7 +85,7 @@ def predicted(page):
 
 def test_a_search_from_the_form_to_an_export_that_loads(opened, small_settings, runs, tmp_path):
     page = opened("/")
-    page.get_by_label("Model").fill("stories260K")
+    page.get_by_role("combobox", name="Model").fill("stories260K")
     page.get_by_label("At most").fill("0.7")
     page.get_by_label("Text to calibrate and search on").select_option(small_settings["text"]["source"])
     page.get_by_label("Name").fill("ours")
@@ -105,9 +105,7 @@ def test_a_search_from_the_form_to_an_export_that_loads(opened, small_settings, 
     slider.focus()
     page.keyboard.press("Home")
     expect(slider).to_have_attribute("aria-valuetext", "removed")
-    page.wait_for_function(
-        "before => document.querySelector('#predicted dd').firstChild.textContent != before", arg=f"{before:.4f}"
-    )
+    expect(page.locator("#predicted dd").first).not_to_contain_text(f"{before:.4g}")
     assert predicted(page) > before
     expect(page.locator("#spoken")).to_contain_text("percent of the parameters")
 
@@ -129,7 +127,7 @@ def test_a_search_from_the_form_to_an_export_that_loads(opened, small_settings, 
     )
     page.mouse.click(*place)
     expect(page.locator("#spoken")).to_contain_text("predicted", timeout=60_000)
-    page.wait_for_function("document.querySelectorAll('.slider.changed').length === 0")
+    expect(page.locator(".slider.changed")).to_have_count(0)
     assert len(fingerprint) == 16
     shown = page.get_by_label("Layer 2, MLP width").get_attribute("aria-valuetext")
     uniform = json.loads((runs / "ours" / "best.json").read_text())["baselines"]["uniform"]["architecture"]
@@ -191,6 +189,6 @@ def test_two_architectures_are_compared(opened):
 
 def test_what_is_refused_is_said(opened):
     page = opened("/")
-    page.get_by_label("Model").fill("../secret")
+    page.get_by_role("combobox", name="Model").fill("../secret")
     page.get_by_role("button", name="Search").click()
     expect(page.get_by_role("alert")).to_contain_text("A model must be one of")
