@@ -89,7 +89,7 @@ class LlamaCpp:
         request = urllib.request.Request(
             f"{self._server.listening_address}/tokenize", asked, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request) as answer:  # a socket of this process
+        with urllib.request.urlopen(request) as answer:  # nosec B310: a socket of this process
             found: list[int] = json.load(answer)["tokens"]
             return found
 

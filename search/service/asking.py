@@ -5,6 +5,7 @@ architectures take little longer than one.
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,11 @@ from predictor import AccuracyPredictor, Prediction, sub_block_damages
 from predictor.dataset import FloatArray
 from search.folder import RunFolder
 from search.service.pairs import stamp_of
-from space import Architecture, PredictorError, RunFolderError, SearchSpace
+from space import Architecture, PredictorError, RunFolderError, SearchSpace, costs_of_genes
 from space.batch import Genes
 
 _MOST_OPEN = 8  # runs; a predictor takes some megabytes
+_FRESH_SECONDS = 0.5  # between looks at a run's files
 _MOST_TOGETHER = 4096  # architectures of those who wait, so that nobody waits for a large batch of others
 
 
@@ -45,8 +47,29 @@ class Opened:
     of_winner: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What is said of architectures.
+
+    Args:
+        predicted: by predictor.
+        costs: (architectures, metrics in the order of the space's).
+    """
+
+    predicted: Mapping[str, Prediction]
+    costs: FloatArray
+
+    def cut(self, part: slice, names: Sequence[str]) -> "Answer":
+        """Return what was said of some of them by some of the predictors."""
+        own = {name: self.predicted[name] for name in names}
+        return Answer(
+            {name: Prediction(each.value[part], each.lower[part], each.upper[part]) for name, each in own.items()},
+            self.costs[part],
+        )
+
+
 # What is asked, of which predictors, and where the answer goes.
-_Question = tuple[Genes, tuple[str, ...], asyncio.Future[dict[str, Prediction]]]
+_Question = tuple[Genes, tuple[str, ...], asyncio.Future[Answer]]
 
 
 @dataclass
@@ -63,6 +86,7 @@ class Oracle:
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, tuple[tuple[float, ...], _Waiting]] = OrderedDict()
+        self._fresh: dict[str, float] = {}  # until when a run's files need no look
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="oracle")  # one core asks; the other serves
 
     async def open(self, run: RunFolder) -> Opened:
@@ -75,19 +99,22 @@ class Oracle:
         return (await self._waiting(run)).opened
 
     async def _waiting(self, run: RunFolder) -> _Waiting:
-        key = str(run.path)
-        stamp = stamp_of(run.best_file, run.predictor / "predictor.json", run.latency_file)
+        key, now = str(run.path), time.monotonic()
         known = self._open.get(key)
+        if known is not None and now < self._fresh.get(key, 0.0):
+            return known[1]
+        stamp = stamp_of(run.best_file, run.predictor / "predictor.json", run.latency_file)
+        self._fresh[key] = now + _FRESH_SECONDS
         if known is None or known[0] != stamp:
             opened = await asyncio.get_running_loop().run_in_executor(self._pool, _open, run)
             known = self._open[key] = stamp, _Waiting(opened)
             while len(self._open) > _MOST_OPEN:
-                self._open.popitem(last=False)
+                self._fresh.pop(self._open.popitem(last=False)[0], None)
         self._open.move_to_end(key)
         return known[1]
 
-    async def predict(self, run: RunFolder, genes: Genes, targets: Sequence[str] = ()) -> dict[str, Prediction]:
-        """Return what a run's predictors say.
+    async def predict(self, run: RunFolder, genes: Genes, targets: Sequence[str] = ()) -> Answer:
+        """Return what a run's predictors say, and what architectures cost.
 
         Args:
             run: the run.
@@ -104,7 +131,7 @@ class Oracle:
             if name not in waiting.opened.predictors:
                 known = ", ".join(waiting.opened.predictors)
                 raise PredictorError(f"A target must be one of {known}, but is {name[:100]!r}; choose one.")
-        future: asyncio.Future[dict[str, Prediction]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         waiting.asked.append((genes, names, future))
         if waiting.task is None or waiting.task.done():
             waiting.task = asyncio.create_task(self._answer(waiting))
@@ -132,7 +159,7 @@ class Oracle:
                 part = slice(first, first + len(own))
                 first += len(own)
                 if not future.done():  # whoever asked may have gone
-                    future.set_result({name: _cut(found[name], part) for name in wanted})
+                    future.set_result(found.cut(part, wanted))
 
     async def damages(self, run: RunFolder, architecture: Architecture) -> FloatArray:
         """Return what each sub-block of an architecture does, (layers, attention and MLP), see `sub_block_damages`."""
@@ -145,12 +172,9 @@ class Oracle:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _predict(opened: Opened, genes: Genes, names: Sequence[str]) -> dict[str, Prediction]:
-    return {name: opened.predictors[name].predict_genes(genes) for name in names}
-
-
-def _cut(found: Prediction, part: slice) -> Prediction:
-    return Prediction(found.value[part], found.lower[part], found.upper[part])
+def _predict(opened: Opened, genes: Genes, names: Sequence[str]) -> Answer:
+    predicted = {name: opened.predictors[name].predict_genes(genes) for name in names}
+    return Answer(predicted, costs_of_genes(opened.space, genes))
 
 
 def _open(run: RunFolder) -> Opened:

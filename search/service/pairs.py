@@ -19,8 +19,8 @@ from search.folder import RunFolder
 from space import GENES, Architecture, RunFolderError, SearchSpace
 
 _COLUMNS = (
-    "fingerprint", "origin", "architecture", "nll", "nll_standard_error", "kl", "kl_standard_error", "agreement", "tokens",
-    "measured_at",
+    "fingerprint", "origin", "architecture", "nll", "nll_standard_error", "kl", "kl_standard_error", "agreement",
+    "tokens", "measured_at",
 )  # fmt: skip
 _PAIRS = sa.table("pairs", *map(sa.column, ("id", "protocol", *_COLUMNS)))
 _PROTOCOLS = sa.table("protocols", sa.column("fingerprint"), sa.column("content"))

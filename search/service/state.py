@@ -1,6 +1,8 @@
 """What a service holds while it lives, and how routes come by it."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, cast
 
 from fastapi import Depends, HTTPException, Request
@@ -29,7 +31,10 @@ class Service:
     metrics: Metrics
 
 
-def service_of(request: Request) -> Service:
+# Dependencies are coroutines although they wait for nothing: others are called in a thread, which takes longer.
+
+
+async def service_of(request: Request) -> Service:
     """Return the service that a request came to."""
     return cast("Service", request.app.state.service)
 
@@ -38,12 +43,18 @@ Served = Annotated[Service, Depends(service_of)]
 RunPath = Annotated[str, PathParameter(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Name of a run.")]
 
 
-def run_of(service: Served, run: RunPath) -> RunFolder:
+async def run_of(service: Served, run: RunPath) -> RunFolder:
     """Return the folder of the run that a route is about; 404 where there is none."""
-    folder = RunFolder(service.gate.run(run))
+    folder = _folder(service.gate.run(run))
     if not folder.config_file.exists():
         raise HTTPException(404, f"A run must be there to be asked about, but {run!r} is not; see GET /api/runs.")
     return folder
+
+
+@lru_cache(maxsize=256)
+def _folder(path: Path) -> RunFolder:
+    """Return a folder of which the many paths are put together once."""
+    return RunFolder(path)
 
 
 Run = Annotated[RunFolder, Depends(run_of)]

@@ -10,9 +10,7 @@ import json
 import time
 from pathlib import Path
 
-_HEAD = (
-    "POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
-)
+_HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from search.service.api import asking, exports, jobs, runs, system
 
-ROUTERS = (jobs.router, runs.router, asking.router, exports.router, system.router)
+# What is asked most comes first: a request is held against one route after the other.
+ROUTERS = (asking.router, jobs.router, runs.router, exports.router, system.router)
 
 __all__ = ["ROUTERS"]

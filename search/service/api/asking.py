@@ -10,7 +10,7 @@ from predictor import Prediction
 from search.service.answers import ArchitectureTold, PredictAsked, PredictTold, Refused
 from search.service.asking import Opened
 from search.service.state import Run, Served
-from space import GENES, Architecture, ArchitectureError, RunFolderError, costs_of_genes, read_genes
+from space import GENES, Architecture, ArchitectureError, RunFolderError, read_genes
 from space.architecture import genes_of
 from space.batch import Genes
 
@@ -29,16 +29,15 @@ async def predict(asked: PredictAsked, service: Served, run: Run) -> Response:
     genes = _asked_genes(asked, opened)
     found = await service.oracle.predict(run, genes, asked.targets)
     service.metrics.predictions.inc(len(genes))
-    costs = costs_of_genes(opened.space, genes)
     metrics = opened.space.metrics
     return JSONResponse(
         {
             "run": run.path.name,
             "count": len(genes),
-            "targets": [_told(opened, name, each) for name, each in found.items()],
-            "costs": {metric: costs[:, place].tolist() for place, metric in enumerate(metrics)},
+            "targets": [_told(opened, name, each) for name, each in found.predicted.items()],
+            "costs": {metric: found.costs[:, place].tolist() for place, metric in enumerate(metrics)},
             "dense": opened.dense,
-            "within": _within(opened, costs),
+            "within": _within(opened, found.costs),
         }
     )
 

@@ -23,9 +23,9 @@ _CONFLICT: Told = {409: {"model": Refused, "description": "The job, or the run, 
 _LOOK_SECONDS = 0.4  # between two looks at a job that is watched
 
 
-def existing(service: Served, job: JobId) -> str:
+async def existing(service: Served, job: JobId) -> str:
     """Return a job's id; refused before anything is sent where there is none."""
-    return service.queue.get(job).id
+    return (await asyncio.to_thread(service.queue.get, job)).id
 
 
 Existing = Annotated[str, Depends(existing)]

@@ -116,7 +116,7 @@ def test_many_who_ask_at_once_get_each_their_own(run, predictor, drawn):
         calls = [oracle.predict(run, genes_of([each]), ["kl"]) for each in drawn * 20]
         found = await asyncio.gather(*calls)
         oracle.close()
-        return [float(each["kl"].value[0]) for each in found]
+        return [float(each.predicted["kl"].value[0]) for each in found]
 
     expected = predictor.predict(drawn).value.tolist() * 20
     assert asyncio.run(ask()) == pytest.approx(expected)
@@ -132,7 +132,7 @@ def test_what_one_asks_wrongly_hurts_no_other(run, drawn):
 
     good, bad, also = asyncio.run(ask())
     assert isinstance(bad, Exception)
-    assert good["kl"].value == also["kl"].value
+    assert good.predicted["kl"].value == also.predicted["kl"].value
 
 
 def test_damages_are_told_by_layer(client, run, predictor):
