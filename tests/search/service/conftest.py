@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -87,28 +88,35 @@ def serving(settings: ServiceSettings) -> Iterator[SimpleNamespace]:
     """Yield a service in a process of its own: its address, and the process to kill."""
     command = [sys.executable, "-m", "search.cli", "serve", f"--runs={settings.runs}", "--port=0"]
     command += [f"--models={each}" for each in settings.models] + [f"--data={each}" for each in settings.data]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        first = process.stdout.readline()
-        assert "http://" in first, process.communicate()
-        address = first.split()[-4].rstrip("/")
-        _wait_for(address, process)
-        yield SimpleNamespace(address=address, process=process)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+    # What it logs goes to a file: a pipe that nobody reads is soon full, and who writes to it waits.
+    with tempfile.TemporaryFile() as logged:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=logged, text=True
+        )
+        try:
+            first = process.stdout.readline()
+            assert "http://" in first, _read(logged)
+            address = first.split()[-4].rstrip("/")
+            _wait_for(address, process, logged)
+            yield SimpleNamespace(address=address, process=process)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
 
 
-def _wait_for(address: str, process: subprocess.Popen[str]) -> None:
+def _read(logged) -> str:
+    logged.seek(0)
+    return logged.read().decode(errors="replace")
+
+
+def _wait_for(address: str, process: subprocess.Popen[str], logged) -> None:
     end = time.monotonic() + PATIENCE
     while True:
         with suppress(httpx.TransportError):
             httpx.get(f"{address}/healthz", timeout=60)
             return
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, _read(logged)
         assert time.monotonic() < end, "the service never listens"
         time.sleep(0.05)
 

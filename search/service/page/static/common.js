@@ -10,6 +10,16 @@ export function say(text) {
   hiding = setTimeout(() => (place.hidden = true), 12000);
 }
 
+// Of what was said to the person already, nobody else needs to hear.
+class Told extends Error {}
+addEventListener("unhandledrejection", (event) => event.reason instanceof Told && event.preventDefault());
+
+// Say a sentence and return it as an error to throw.
+export function refused(sentence) {
+  say(sentence);
+  return new Told(sentence);
+}
+
 export async function ask(path, body, method = body === undefined ? "GET" : "POST", quiet = false) {
   const options = { method, headers: { accept: "application/json" } };
   if (body !== undefined) {
@@ -21,14 +31,14 @@ export async function ask(path, body, method = body === undefined ? "GET" : "POS
     answer = await fetch(path, options);
   } catch {
     if (!quiet) say("The service does not answer; is `secateur serve` still running?");
-    throw new Error("no answer");
+    throw new Told("no answer");
   }
   if (answer.status === 401) location.href = "/login";
   if (answer.ok) return answer.status === 204 ? null : answer.json();
   const told = await answer.json().catch(() => ({}));
   const sentence = typeof told.detail === "string" ? told.detail : `The service answered ${answer.status}.`;
   if (!quiet) say(sentence);
-  throw new Error(sentence);
+  throw new Told(sentence);
 }
 
 export function element(name, properties = {}, ...children) {

@@ -1,4 +1,4 @@
-import { ask, bytes, element, pace, say } from "./common.js";
+import { ask, bytes, element, pace, refused, say } from "./common.js";
 import { draw, drawDamages, drawMap, setColours } from "./plots.js";
 import { Sliders } from "./sliders.js";
 
@@ -39,7 +39,7 @@ async function begin() {
       answer = await ask(`${path}/predict`, { genes: [sliders.genes] });
       if (own === asked) show();
     } catch {
-      by("predicted").replaceChildren(element("p", { className: "alarm" }, "No prediction."));
+      by("predicted").replaceChildren(entry("prediction", "none", ["the service did not answer"], "over"));
     } finally {
       busy = false;
       if (waiting) {
@@ -108,16 +108,15 @@ function number(value) {
   return value.toLocaleString("en", { minimumSignificantDigits: 4, maximumSignificantDigits: 4, useGrouping: false });
 }
 
-function entry(title, value, below, className = "") {
-  return element("div", {}, element("dt", {}, title), element("dd", { className }, value, element("small", {}, below)));
+function entry(title, value, lines, className = "") {
+  const below = lines.filter(Boolean).map((line) => element("small", {}, line));
+  return element("div", {}, element("dt", {}, title), element("dd", { className }, value, ...below));
 }
 
 function numbers(answer, told) {
   const quality = answer.targets.map((each) => {
     const change = each.winner ? `${signed(100 * (each.value[0] / each.winner - 1))} % to the winner` : "";
-    return entry(named(each.title), number(each.value[0]), `${number(each.lower[0])} to ${number(each.upper[0])}`, "").appendChild(
-      element("small", { className: "muted" }, change),
-    ).parentElement;
+    return entry(named(each.title), number(each.value[0]), [`${number(each.lower[0])} to ${number(each.upper[0])}`, change]);
   });
   const limits = new Map(told.budgets.map((budget) => [budget.metric, budget]));
   const metrics = SHOWN.filter((metric) => metric in answer.costs);
@@ -126,7 +125,7 @@ function numbers(answer, told) {
     const value = answer.costs[metric][0], budget = limits.get(metric), over = budget && value > budget.limit;
     const share = `${(100 * value / answer.dense[metric]).toFixed(1)} % of dense`;
     const below = budget ? `${share}, ${over ? "over" : "within"} ${budget.told}` : share;
-    return entry(METRICS[metric] || metric, amount(metric, value), below, over ? "over" : "");
+    return entry(METRICS[metric] || metric, amount(metric, value), [below], over ? "over" : "");
   });
   return [...quality, ...costs];
 }
@@ -150,7 +149,8 @@ function table(target, a, b) {
     ...a.targets.map((each, i) => [named(each.title), number(each.value[0]), number(b.answer.targets[i].value[0]), each.value[0] / b.answer.targets[i].value[0]]),
     ...Object.keys(a.costs).map((metric) => [METRICS[metric] || metric, amount(metric, a.costs[metric][0]), amount(metric, b.answer.costs[metric][0]), a.costs[metric][0] / b.answer.costs[metric][0]]),
   ];
-  const head = element("tr", {}, ...["", "A, the sliders", `B, ${b.name}`, "A against B"].map((text) => element("th", { scope: "col" }, text)));
+  const titles = ["A, the sliders", `B, ${b.name}`, "A against B"].map((text) => element("th", { scope: "col" }, text));
+  const head = element("tr", {}, element("td", {}), ...titles);
   target.replaceChildren(
     element("thead", {}, head),
     element("tbody", {}, ...rows.map(([name, own, other, ratio]) =>
@@ -196,7 +196,7 @@ async function work(request, shown) {
       if (["queued", "running"].includes(now.state)) return;
       events.close();
       if (now.state === "succeeded") done(now);
-      else failed(say(now.reason || `The job is ${now.state}.`));
+      else failed(refused(now.reason || `The job is ${now.state}.`));
     });
   });
 }
