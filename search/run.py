@@ -21,6 +21,7 @@ from search.accuracy_settings import settings_of
 from search.aim import aim_of
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig
+from search.database import check_database, forget_schema, open_store
 from search.environment import describe_environment
 from search.export.best import export_installed
 from search.find import Found, find
@@ -55,6 +56,7 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     reporter = reporter or Reporter(quiet=True)
     files = RunFolder(Path(folder))
     files.check(config)
+    check_database(config)
     started = time.perf_counter()
     with reporter.stage(f"Opening {config.model}", 1, "models") as advance:
         dense = open_dense(config, files)
@@ -68,7 +70,7 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
         aim = aim_of(config, dense, reporter)
         space, texts = _begin(config, files, dense, reporter, aim)
         agreement = _check_dtype(dense, texts, reporter)
-        store = PairStore(files.measurements_file)
+        store = open_store(files)
         started -= store.seconds_measured()  # by earlier processes: a run that was stopped took its time as well
         run = at_work(config, files, reporter, dense, texts, store, space, agreement, aim)
         reporter.say(f"{dense.layout.layers} layers, 10^{space.size_log10:.0f} architectures, budget {config.budget}")
@@ -127,6 +129,7 @@ def _begin(
         return space, texts_of(config, files, dense, reporter)
     except SecateurError:
         if fresh:
+            forget_schema(files)
             files.discard()
         raise
 
