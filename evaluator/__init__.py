@@ -11,6 +11,7 @@ from evaluator.calibration_set import SELF, Calibration, CalibrationSet, gather_
 from evaluator.checkpoint import DenseModel, choose_dtype, hash_weights, open_model
 from evaluator.claims import is_forgotten, this_process
 from evaluator.database import Database, drop_schema, reach, schema_name, unreachable
+from evaluator.engine import Engine
 from evaluator.evaluator import Evaluator
 from evaluator.filters import Filters
 from evaluator.generation import Writing
@@ -40,6 +41,7 @@ __all__ = [
     "Database",
     "DenseModel",
     "Difference",
+    "Engine",
     "Evaluator",
     "Filters",
     "Measurement",

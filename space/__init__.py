@@ -12,6 +12,7 @@ from space.domain import Choice, Indices, SearchSpace, build_space, default_widt
 from space.errors import (
     ArchitectureError,
     BudgetError,
+    EngineError,
     ExportError,
     FamilyError,
     MeasurementError,
@@ -41,6 +42,7 @@ __all__ = [
     "Conditions",
     "Cost",
     "Criterion",
+    "EngineError",
     "ExportError",
     "Family",
     "FamilyError",
