@@ -203,7 +203,7 @@ class DaskEngine:
 
 def _connect(address: str) -> "Client":
     try:
-        from distributed import Client
+        from distributed import Client, Security
     except ImportError:
         raise SettingError(
             "engine: dask needs Dask's distributed, which is not installed; pip install 'secateur[distributed]'."
@@ -216,6 +216,11 @@ def _connect(address: str) -> "Client":
         raise EngineError(
             "A Dask scheduler must be given by its address, as in tcp://10.0.0.1:8786, or by the file that it wrote, "
             f"but {address!r} is neither; see where `dask scheduler` says that it listens."
+        )
+    if address.startswith("tls://") and Security().get_connection_args("client").get("ssl_context") is None:
+        raise EngineError(
+            f"A Dask scheduler of tls:// must be shown a certificate, but Dask's configuration has none for {address}; "
+            "set distributed.comm.tls there, with ca-file, client.cert and client.key."
         )
     try:
         return Client(**place, timeout=_CONNECT_SECONDS, set_as_default=False, name="secateur")

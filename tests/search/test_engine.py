@@ -190,4 +190,6 @@ def test_a_scheduler_that_is_not_there_is_refused(small_config, tmp_path, capsys
     assert "must be within reach, but tcp://127.0.0.1" in refusal(capsys.readouterr().err)
     assert call(*command, "--address", tmp_path / "no-such-file.json") == 2
     assert "no-such-file.json' is neither" in refusal(capsys.readouterr().err)
+    assert call(*command, "--address", "tls://127.0.0.1:8786") == 2
+    assert "must be shown a certificate" in refusal(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
