@@ -58,12 +58,12 @@ class RunConfig(Settings):
     # Compiled steps save a tenth to a fifth of measuring, and cost some seconds once; auto compiles for models of 50
     # million parameters or more on a processor, where there is a C++ compiler.
     kernels: KernelsName = "auto"
-    seed: int = Field(0, ge=0)
     engine: EngineName = "local"  # or dask: measurements are spread over the workers of
     address: str | None = None  # this scheduler, as in tcp://10.0.0.1:8786, or the file that it wrote
     # Name of the environment variable that holds the URL of the PostgreSQL database of pairs and study; None keeps them
     # in the run folder.
     database: str | None = Field(None, pattern="^[A-Za-z_][A-Za-z0-9_]*$")
+    seed: int = Field(0, ge=0)
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
