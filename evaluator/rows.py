@@ -1,9 +1,10 @@
 """What rows of a store's tables are in objects and arrays, and back."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +36,16 @@ class PairTable:
     origins: tuple[str, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[Any]) -> "PairTable":
-        """Return rows of genes, nll, kl and origin as columns."""
-        blobs, nll, kl, origins = zip(*rows, strict=True) if rows else ((), (), (), ())
-        return cls(unpack(blobs), np.array(nll, np.float64), np.array(kl, np.float64), origins)
+    def of(cls, parts: Iterable[Sequence[Any]]) -> Self:
+        """Return rows of genes, nll, kl and origin as columns; part by part, so that few are there twice."""
+        genes, numbers, origins = [], [], []
+        for rows in parts:
+            blobs, nll, kl, own = zip(*rows, strict=True)
+            genes.append(b"".join(blobs))
+            numbers.append(np.array((nll, kl)))
+            origins += map(sys.intern, own)
+        nll, kl = np.concatenate(numbers, axis=1) if numbers else np.empty((2, 0))
+        return cls(_unpacked(b"".join(genes), len(origins)), nll, kl, tuple(origins))
 
 
 def pack(architecture: Architecture) -> bytes:
@@ -57,9 +64,12 @@ def pack(architecture: Architecture) -> bytes:
 
 def unpack(blobs: Sequence[bytes]) -> NDArray[np.float64]:
     """Return the genes (architectures, layers, genes in the order of `GENES`) of packed architectures of one model."""
-    if not blobs:
-        return np.empty((0, 0, len(GENES)))
-    genes = np.frombuffer(b"".join(blobs), _GENES).reshape(len(blobs), -1, len(GENES)).astype(np.float64)
+    return _unpacked(b"".join(blobs), len(blobs))
+
+
+def _unpacked(packed: bytes, count: int) -> NDArray[np.float64]:
+    layers = len(packed) // (count * _LAYER_BYTES) if count else 0
+    genes = np.frombuffer(packed, _GENES).reshape(count, layers, len(GENES)).astype(np.float64)
     genes[:, :, 1::2] /= _SHARES
     return genes
 

@@ -20,7 +20,7 @@ from evaluator.slopes import Slopes
 from evaluator.stream import Stream
 from space import Architecture, Choice
 
-_AT_ONCE = 1000  # rows, when a store is copied
+_AT_ONCE = 1000  # rows, when many are read
 _INSERTS: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -175,7 +175,8 @@ class PairStore:
         own = tables.pairs.c
         query = sa.select(own.genes, own.nll, own.kl, own.origin).where(own.protocol == protocol).order_by(own.id)
         with self._transaction() as connection:
-            return PairTable.of(connection.execute(query).all())
+            rows = connection.execution_options(yield_per=_AT_ONCE).execute(query)
+            return PairTable.of(rows.partitions())
 
     def protocols(self) -> dict[str, Protocol]:
         """Return all protocols by fingerprint."""
