@@ -61,6 +61,7 @@ class Machines:
             at = [process for process, key in self.measuring().items() if key.endswith(of) and process not in killed]
             if at:
                 killed.append(at[len(killed) % len(at)])
+                until = time.monotonic() + _PATIENCE
                 with suppress(ProcessLookupError):
                     os.kill(killed[-1], signal.SIGKILL)
         return killed
