@@ -185,7 +185,7 @@ class DaskEngine:
         for result in found.values():
             if isinstance(result, SecateurError):
                 raise result
-            if isinstance(result, Exception) and not isinstance(result, OSError):  # as when a connection breaks
+            if isinstance(result, Exception) and not _is_of_connections(result):
                 raise _explained(self.address, result) from result
         return {address: result for address, result in found.items() if not isinstance(result, Exception)}
 
@@ -209,7 +209,7 @@ def _connect(address: str) -> "Client":
             "engine: dask needs Dask's distributed, which is not installed; pip install 'secateur[distributed]'."
         ) from None
     # What it has to say of connections that break is said here, once and in a sentence.
-    for name in ("distributed", "tornado.application"):
+    for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     place = {"address": address} if "://" in address else {"scheduler_file": address}
     if "scheduler_file" in place and not Path(address).is_file():
@@ -246,7 +246,7 @@ def _explained(address: str, error: Exception) -> EngineError:
     """Return what is said of an error that no measurement raises here."""
     from distributed.client import FutureCancelledError
 
-    if isinstance(error, FutureCancelledError | OSError):
+    if isinstance(error, FutureCancelledError) or _is_of_connections(error):
         return _gone(address, error)
     if isinstance(error, ImportError | AttributeError):
         return EngineError(
@@ -257,6 +257,11 @@ def _explained(address: str, error: Exception) -> EngineError:
         f"A worker must be able to measure, but one of {address} is not ({type(error).__name__}: "
         f"{_first_line(error)}); put it right and repeat the command, it goes on from here."
     )
+
+
+def _is_of_connections(error: Exception) -> bool:
+    """Return whether an error says that another process does not answer, not that a disk is full."""
+    return isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, OSError) and error.errno is None)
 
 
 def _gone(address: str, error: Exception) -> EngineError:

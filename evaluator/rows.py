@@ -38,7 +38,8 @@ class PairTable:
     @classmethod
     def of(cls, parts: Iterable[Sequence[Any]]) -> Self:
         """Return rows of genes, nll, kl and origin as columns; part by part, so that few are there twice."""
-        genes, numbers, origins = [], [], []
+        genes, numbers = [], []
+        origins: list[str] = []
         for rows in parts:
             blobs, nll, kl, own = zip(*rows, strict=True)
             genes.append(b"".join(blobs))

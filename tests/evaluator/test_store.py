@@ -1,6 +1,7 @@
 """A pair is kept once, survives, and files of others are left alone; in SQLite and in PostgreSQL."""
 
 import sqlite3
+import sys
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
@@ -330,3 +331,9 @@ def test_a_password_is_never_told(postgres):
     assert secret not in str(caught.value)
     with pytest.raises(SettingError, match="this one is mysql's"):
         Database.parse(f"mysql://gardener:{secret}@host/garden", "run_a")
+
+
+def test_postgresql_without_what_speaks_to_it_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(SettingError, match=r"pip install 'secateur\[postgres\]'"):
+        PairStore(Database.parse("postgresql://gardener@127.0.0.1:1/garden", "run_a"))

@@ -1,6 +1,7 @@
 """Measurements that other processes make are those that one process makes, and a worker that dies costs none."""
 
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -174,6 +175,20 @@ def test_a_worker_of_another_model_is_refused(pico_folder, tmp_path, engine):
     assert claims_of(other.store) == []
 
 
+def test_a_worker_that_has_no_place_for_a_room_is_refused(pico, tmp_path, engine, workers):
+    judge = make_evaluator(pico, tmp_path, folder=tmp_path / "prepared", engine=engine)
+    rooms, aside = workers.cache / "rooms", tmp_path / "rooms"
+    rooms.mkdir(parents=True, exist_ok=True)
+    rooms.rename(aside)
+    rooms.write_text("in the way")
+    try:
+        with pytest.raises(EngineError, match=r"must be able to measure, but one of tcp://\S+ is not \(\w+: \[Errno"):
+            judge.measure(asked(pico.layout, 2), "search", "user")
+    finally:
+        rooms.unlink()
+        aside.rename(rooms)
+
+
 def test_a_worker_of_other_versions_is_refused(pico, tmp_path, engine, monkeypatch):
     monkeypatch.setattr(room, "_VERSION", 7)
     judge = make_evaluator(pico, tmp_path, folder=tmp_path / "prepared", engine=engine)
@@ -192,4 +207,13 @@ def test_a_scheduler_that_is_not_there_is_refused(small_config, tmp_path, capsys
     assert "no-such-file.json' is neither" in refusal(capsys.readouterr().err)
     assert call(*command, "--address", "tls://127.0.0.1:8786") == 2
     assert "must be shown a certificate" in refusal(capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_engine_that_is_not_installed_is_refused(small_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    command = ("run", "--config", small_config, "--out", tmp_path / "run", "--engine", "dask", "--address", address)
+    assert call(*command) == 2
+    assert "pip install 'secateur[distributed]'" in refusal(capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
