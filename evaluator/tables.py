@@ -14,6 +14,7 @@ from space import Architecture, RunFolderError
 
 _APPLICATION_ID = 0x5ECA7E01  # marks the file as ours, in SQLite's header
 VERSION = 3
+_PAGE_BYTES = 2**14  # of a new file; in SQLite's own 4,096 bytes rows fit badly, and it is half as large again
 _CHECKED_BYTES = 2**25  # of a file, up to which every page is read when it is opened; it takes a tenth of a second
 
 metadata = sa.MetaData()
@@ -105,6 +106,8 @@ def _open_file(connection: sa.Connection, file: Path) -> None:
         if file.stat().st_size <= _CHECKED_BYTES:  # of a larger one, damage is told when it is read
             _check_pages(connection, file)
         return
+    if not file.stat().st_size:
+        connection.exec_driver_sql(f"PRAGMA page_size = {_PAGE_BYTES}")
     # Explicitly: the driver begins a transaction for rows, but not for tables.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     mark, version = _header(connection)  # by now another process may have done it
