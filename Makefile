@@ -30,7 +30,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[accuracy,docs,filters,hub,llamacpp,notebooks,service,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[accuracy,distributed,docs,filters,hub,llamacpp,notebooks,postgres,service,test]'
 	touch $@
 
 clean:

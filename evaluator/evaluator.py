@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from evaluator.accuracy import BATCH_TOKENS, Reference, estimating_pays, make_re
 from evaluator.boundaries import boundaries, replayed
 from evaluator.calibration import calibrate
 from evaluator.checkpoint import DenseModel, hash_weights
+from evaluator.engine import Engine, spread
 from evaluator.harness.items import Aim
 from evaluator.kernels import EAGER, KernelsName, choose_kernels
 from evaluator.measurement import DIVERGENCE, ESTIMATED_DIVERGENCE, Measurement, Protocol
@@ -49,6 +51,8 @@ class Evaluator:
             are pruned.
         aim: draws items of tasks by split, `search` and `validate`, that are answered instead of reading these texts;
             None measures on text alone.
+        engine: measures in this one's place, on other machines; None measures here. What is measured by another
+            criterion or calibration set for a while is measured here. It needs the folder.
 
     Raises:
         RunFolderError: the statistics in the folder are damaged.
@@ -67,6 +71,7 @@ class Evaluator:
         kernels: KernelsName = "auto",
         recovery: ShortRecipe | None = None,
         aim: Callable[[], Aim] | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.dense = dense
         self.kernels = choose_kernels(kernels, dense)
@@ -75,6 +80,7 @@ class Evaluator:
         self.store = store
         self.criterion = criterion or Criterion()
         self.students = Students(dense, recovery, aim)
+        self._engine = engine
         self._folder = folder
         self._held: tuple[Sequence[LayerStatistics], str] | None = None  # of `calibrated_on`
         self.surgeon = self._surgeon(progress)
@@ -92,15 +98,15 @@ class Evaluator:
     @contextlib.contextmanager
     def pruning_by(self, criterion: Criterion) -> Iterator[None]:
         """Prune and measure by another criterion for a while, on the same texts."""
-        own = self.criterion, self.surgeon
+        own = self.criterion, self.surgeon, self._engine
         self.surgeon.restore()
-        self.criterion = criterion
+        self.criterion, self._engine = criterion, None
         self.surgeon = self._surgeon()
         try:
             yield
         finally:
             self.surgeon.restore()
-            self.criterion, self.surgeon = own
+            self.criterion, self.surgeon, self._engine = own
 
     @contextlib.contextmanager
     def calibrated_on(
@@ -113,8 +119,9 @@ class Evaluator:
             criterion: to prune by, which needs all that criteria of `pruning_by` will need of the statistics.
             progress: told 1 after each layer.
         """
-        own = self.texts, self.criterion, self.surgeon, self._held
+        own = self.texts, self.criterion, self.surgeon, self._held, self._engine
         self.surgeon.restore()
+        self._engine = None
         try:
             self.texts = replace(own[0], tokens={**own[0].tokens, "calibrate": tokens})
             self.criterion, self._held = criterion, None
@@ -124,7 +131,7 @@ class Evaluator:
             yield
         finally:
             self.surgeon.restore()
-            self.texts, self.criterion, self.surgeon, self._held = own
+            self.texts, self.criterion, self.surgeon, self._held, self._engine = own
             self.students.again()
 
     def protocol(self, split: str) -> Protocol:
@@ -178,19 +185,28 @@ class Evaluator:
         waiting = list(dict.fromkeys(architectures))
         while waiting:
             elsewhere = []  # another process measures it at this moment
-            for architecture in waiting:
-                measurement = self._measure_once(architecture, split, protocol, origin)
-                if measurement is None:
-                    elsewhere.append(architecture)
-                else:
-                    found[architecture] = measurement
-                    progress(1)
+            with closing(self._measure_each(waiting, split, protocol, origin)) as results:
+                for architecture, measurement in results:
+                    if measurement is None:
+                        elsewhere.append(architecture)
+                    else:
+                        found[architecture] = measurement
+                        progress(1)
             if elsewhere:
                 time.sleep(_POLL_SECONDS)
             waiting = elsewhere
         if again := len(architectures) - len(found):
             progress(again)  # what was asked for twice
         return [found[architecture] for architecture in architectures]
+
+    def _measure_each(
+        self, architectures: Sequence[Architecture], split: str, protocol: Protocol, origin: str
+    ) -> Generator[tuple[Architecture, Measurement | None], None, None]:
+        if self._engine is not None:
+            yield from spread(self._engine, self, architectures, split, protocol, origin)
+        else:
+            for architecture in architectures:
+                yield architecture, self._measure_once(architecture, split, protocol, origin)
 
     def _measure_once(
         self, architecture: Architecture, split: str, protocol: Protocol, origin: str
@@ -304,6 +320,12 @@ class Evaluator:
     def work_of_slopes(self) -> float:
         """Return what slopes cost beside the measurement, in tokens as `work`; a backward pass counts two forward."""
         return float(FORWARD_PASSES * self.protocol("search").tokens)
+
+    @property
+    def statistics_folder(self) -> Path:
+        """Where the calibration statistics lie, of an evaluator that keeps them."""
+        assert self._folder is not None, "what is measured elsewhere needs statistics in files"
+        return self._folder / "statistics"
 
     def describe(self) -> dict[str, object]:
         """Return what every measurement of this evaluator depends on, by split."""

@@ -1,7 +1,6 @@
 """A new budget on an old run: an answer at once, from what the run's predictor knows, and a run that begins with it."""
 
 import shutil
-import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
@@ -138,6 +137,7 @@ def begin_from(
     if new.config_file.exists():
         return
     beside = RunFolder(new.path.with_name(f".{new.path.name}.partial"))
+    _forget(beside)
     shutil.rmtree(beside.path, ignore_errors=True)
     beside.prepare(config)
     for file in (old.layout_file, old.texts_file):
@@ -151,12 +151,17 @@ def begin_from(
     beside.path.replace(new.path)
 
 
+def _forget(beside: RunFolder) -> None:
+    """Take back the schema of a folder that was not finished, if it came to one."""
+    if beside.database_file.exists():
+        from search.database import forget_schema
+
+        forget_schema(beside)
+
+
 def _copy_pairs(old: RunFolder, new: RunFolder) -> None:
     """Copy the measurements; what is no single change is marked as another run's."""
-    with (
-        closing(sqlite3.connect(old.measurements_file)) as source,
-        closing(sqlite3.connect(new.measurements_file)) as copy,
-    ):
-        source.backup(copy)
-        copy.execute("UPDATE pairs SET origin = ? WHERE origin != 'prior'", (EARLIER,))
-        copy.commit()
+    from search.database import open_store  # late: an answer needs no torch
+
+    with closing(open_store(old)) as source, closing(open_store(new)) as copy:
+        copy.take_over(source, {"prior": "prior"}, EARLIER)

@@ -13,6 +13,7 @@ from search.settings import (
     CalibrationConfig,
     CriterionConfig,
     DTypeName,
+    EngineName,
     KernelsName,
     LatencyConfig,
     RecoveryConfig,
@@ -32,12 +33,15 @@ from space import (
     build_space,
 )
 
+# Settings of where a run works, which change nothing that it finds: it may go on with others.
+WHERE = {"engine", "address"}
+VARIABLE = "SECATEUR_DATABASE"  # that holds the URL of a database where nobody names another
 # Sparsity levels when a budget on nonzero_parameters asks for sparsity: steps of 10 % around the usual 50 to 70 %.
 _DEFAULT_SPARSITIES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 class RunConfig(Settings):
-    """Everything that determines a run's result."""
+    """Everything that determines a run's result, and where it works."""
 
     model: str  # a built-in name, a folder, a .gguf file or a Hugging Face id
     budget: tuple[str, ...] = Field(min_length=1)  # METRIC=AMOUNT each, all must hold
@@ -54,6 +58,11 @@ class RunConfig(Settings):
     # Compiled steps save a tenth to a fifth of measuring, and cost some seconds once; auto compiles for models of 50
     # million parameters or more on a processor, where there is a C++ compiler.
     kernels: KernelsName = "auto"
+    engine: EngineName = "local"  # or dask: measurements are spread over the workers of
+    address: str | None = None  # this scheduler, as in tcp://10.0.0.1:8786, or the file that it wrote
+    # Name of the environment variable that holds the URL of the PostgreSQL database of pairs and study; None keeps them
+    # in the run folder.
+    database: str | None = Field(None, pattern="^[A-Za-z_][A-Za-z0-9_]*$")
     seed: int = Field(0, ge=0)
 
     @property
@@ -66,6 +75,12 @@ class RunConfig(Settings):
         """Sequences of the search text on which sub-blocks are measured alone."""
         wanted = self.search.prior_sequences or (self.text.search if self.text.shift else 1)
         return min(wanted, self.text.search)
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.engine == "dask" and self.address is None:
+            raise ValueError("engine: dask needs the address of a scheduler; give it with --address")
+        return self
 
     @model_validator(mode="after")
     def _slopes_or_recovery(self) -> Self:
@@ -190,6 +205,11 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = ", ".join(_known_settings(first["loc"][:-1]))
         return f"A setting must be one of {known}, but {name!r} is none of them; remove or rename it."
+    if name == "database":  # what stands there may hold a password
+        return (
+            "The setting 'database' must be the name of the environment variable that holds the URL, but is none; "
+            f"export {VARIABLE}=postgresql://USER@HOST/NAME and write {VARIABLE}."
+        )
     if first["type"] == "missing":
         return f"The setting {name!r} must be given, but is missing; add it, e.g. --{name} on the command line."
     return f"The setting {name!r} must be valid, but is {first.get('input')!r}: {first['msg']}; change it."

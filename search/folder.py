@@ -6,17 +6,15 @@ report.html export/
 
 import json
 import os
-import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import yaml
 from filelock import FileLock, Timeout
 
-from search.config import RunConfig, parse_config
+from search.config import WHERE, RunConfig, parse_config
 from search.settings import DTypeName
 from space import (
     BudgetError,
@@ -52,6 +50,8 @@ class RunFolder:
         self.predictor = path / "predictor"
         self.study_file = path / "study.db"
         self.held_out_file = path / "held-out.json"  # what cross-validation predicted of pairs, by fingerprint
+        self.study_is_copied = False  # see `search.database.copied_study`
+        self.database_file = path / "database.json"  # which schema holds both, where they are in a database
         self.best_file = path / "best.json"
         self.accuracy_file = path / "accuracy.json"  # by what was asked, see `search.accuracy`
         self.report_file = path / "report.html"
@@ -125,9 +125,9 @@ class RunFolder:
             ) from error
 
     def _compare(self, saved: RunConfig, asked: RunConfig) -> None:
-        if saved == asked:
+        before, now = (each.model_dump(by_alias=True, exclude=WHERE) for each in (saved, asked))
+        if before == now:
             return
-        before, now = saved.model_dump(by_alias=True), asked.model_dump(by_alias=True)
         key = next(key for key in before if before[key] != now[key])
         raise RunFolderError(
             f"A run folder must be continued with its own settings, but {str(self.path)!r} has {key} {before[key]!r} "
@@ -150,20 +150,6 @@ class RunFolder:
             raise RunFolderError(
                 f"A run must be worked on by one process, but another one holds {str(self.path)!r}; wait for it."
             ) from None
-
-    @contextmanager
-    def copied_study(self) -> Iterator["RunFolder"]:
-        """Yield the same folder with a study of its own, copied from this one's as far as it is, for a while."""
-        with TemporaryDirectory(prefix="secateur-") as beside:
-            other = RunFolder(self.path)
-            other.study_file = Path(beside) / self.study_file.name
-            if self.study_file.exists():
-                with (
-                    closing(sqlite3.connect(self.study_file)) as source,
-                    closing(sqlite3.connect(other.study_file)) as copy,
-                ):
-                    source.backup(copy)
-            yield other
 
     def config(self) -> RunConfig:
         """Return the saved settings.

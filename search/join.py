@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from evaluator import PairStore
 from search.aim import aim_of
+from search.database import copied_study, has_store, open_store
 from search.find import find
 from search.folder import RunFolder
 from search.progress import Reporter
@@ -44,9 +44,9 @@ def join_search(folder: str | Path, reporter: Reporter | None = None) -> int:
         dense = open_dense(config, files)
         advance(1)
     files.keep_layout(config.model, dense.weights_hash, dense.layout, dense.dtype)
-    store = PairStore(files.measurements_file)
+    store = open_store(files)
     try:
-        with files.copied_study() as own:
+        with copied_study(files) as own:
             aim = aim_of(config, dense, reporter)
             run = at_work(config, own, reporter, dense, files.texts(), store, files.search_space(), None, aim)
             find(run)
@@ -56,9 +56,9 @@ def join_search(folder: str | Path, reporter: Reporter | None = None) -> int:
 
 
 def _has_begun(files: RunFolder) -> bool:
-    if not files.measurements_file.exists():
+    if not has_store(files):
         return False
-    store = PairStore(files.measurements_file)
+    store = open_store(files)
     try:
         return bool(store.protocols())
     finally:

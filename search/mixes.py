@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluator import CalibrationSet, DenseModel, Evaluator, Measurement, PairStore, Texts, difference
+from evaluator import CalibrationSet, DenseModel, Evaluator, Measurement, Texts, difference
 from search.baselines import fixed_allocations
 from search.config import RunConfig
+from search.database import open_store
 from search.folder import RunFolder
 from search.job import Run
 from search.progress import Reporter
@@ -47,7 +48,7 @@ def choose_mix(
     drawn = unique(space, sample(space, _SAMPLES, np.random.default_rng([config.seed, 41])))
     architectures = list(dict.fromkeys([*fixed, *drawn]))
     split = f"search:{max(1, len(texts.of('search')) // 2)}"
-    store = PairStore(files.measurements_file)
+    store = open_store(files)
     try:
         # Nothing is pruned by its own calibration set, so that the least there is will do.
         least = Texts({"calibrate": texts.of("search:1"), **texts.tokens}, {"calibrate": "", **texts.sources})

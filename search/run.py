@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evaluator import Agreement, DenseModel, Evaluator, PairStore, Texts, agreement_with_float32
+from evaluator import Agreement, DenseModel, Engine, Evaluator, PairStore, Texts, agreement_with_float32
 from evaluator.harness.items import Aim
 from predictor import AccuracyPredictor, Prediction
 from search.accuracy import evaluate
@@ -21,6 +21,8 @@ from search.accuracy_settings import settings_of
 from search.aim import aim_of
 from search.baselines import fixed_allocations, scored_allocations
 from search.config import RunConfig
+from search.database import check_database, forget_schema, open_store
+from search.engine import open_engine
 from search.environment import describe_environment
 from search.export.best import export_installed
 from search.find import Found, find
@@ -55,6 +57,7 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
     reporter = reporter or Reporter(quiet=True)
     files = RunFolder(Path(folder))
     files.check(config)
+    check_database(config)
     started = time.perf_counter()
     with reporter.stage(f"Opening {config.model}", 1, "models") as advance:
         dense = open_dense(config, files)
@@ -64,16 +67,18 @@ def run_search(config: RunConfig, folder: str | Path, reporter: Reporter | None 
         reporter.say(f"{files.path} is finished already; nothing to do")
         _ask(config, files, reporter)
         return files.best()
-    with files.locked():
+    with open_engine(config) as engine, files.locked():
         aim = aim_of(config, dense, reporter)
         space, texts = _begin(config, files, dense, reporter, aim)
         agreement = _check_dtype(dense, texts, reporter)
-        store = PairStore(files.measurements_file)
+        store = open_store(files)
         started -= store.seconds_measured()  # by earlier processes: a run that was stopped took its time as well
-        run = at_work(config, files, reporter, dense, texts, store, space, agreement, aim)
+        run = at_work(config, files, reporter, dense, texts, store, space, agreement, aim, engine)
         reporter.say(f"{dense.layout.layers} layers, 10^{space.size_log10:.0f} architectures, budget {config.budget}")
         best = _write(run, find(run), started)
         store.close()
+        if engine is not None:
+            engine.forget()
     _ask(config, files, reporter)
     return best
 
@@ -88,6 +93,7 @@ def at_work(
     space: SearchSpace,
     agreement: Agreement | None,
     aim: Callable[[], Aim] | None,
+    engine: Engine | None = None,
 ) -> Run:
     """Calibrate, or take what is calibrated, and return the run that has measured nothing yet."""
     with reporter.stage("Calibrating", dense.layout.layers, "layers") as advance:
@@ -101,6 +107,7 @@ def at_work(
             kernels=config.kernels,
             recovery=config.recovery.recipe(config.seed),
             aim=aim,
+            engine=engine,
         )
     baselines = fixed_allocations(space, config.criterion.criterion.group) | scored_allocations(space, judge.surgeon)
     return Run(config, files, reporter, judge, space, baselines, [], [], agreement)
@@ -127,6 +134,7 @@ def _begin(
         return space, texts_of(config, files, dense, reporter)
     except SecateurError:
         if fresh:
+            forget_schema(files)
             files.discard()
         raise
 

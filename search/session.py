@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluator import DenseModel, Evaluator, Pair, PairStore, Slopes, open_model
+from evaluator import DenseModel, Evaluator, Pair, Slopes, open_model
 from evaluator.harness.items import LOSSES
 from predictor import AccuracyPredictor, ResidualStream, Target, pairs_of_table, read_table
 from search.aim import aim_of
 from search.config import RunConfig
+from search.database import has_store, open_store
 from search.folder import RunFolder, write_json
 from search.learned import curve_record
 from search.objective import fit_pairs, stream_of
@@ -48,7 +49,7 @@ def open_evaluator(run: RunFolder) -> Iterator[Evaluator]:
     """
     config = run.config()
     texts = run.texts()
-    store = PairStore(run.measurements_file)
+    store = open_store(run)
     dense = open_dense(config, run)
     run.keep_layout(config.model, dense.weights_hash, dense.layout, dense.dtype)
     try:
@@ -192,11 +193,11 @@ class _Known:
 
 
 def _known(run: RunFolder) -> _Known:
-    if not run.measurements_file.exists():
+    if not has_store(run):
         raise RunFolderError(
             f"A run must have measured pairs, but {str(run.path)!r} has none yet; go on with the command that began it."
         )
-    store = PairStore(run.measurements_file)
+    store = open_store(run)
     try:
         splits = {key: protocol.split for key, protocol in store.protocols().items()}
         protocols = [key for key, split in splits.items() if split == "search"]

@@ -180,6 +180,7 @@ class TasksConfig(Settings):
 
 
 KernelsName = Literal["auto", "eager", "compiled", "fused"]
+EngineName = Literal["local", "dask"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 StrategyName = Literal["predictor", "random", "evolution", "additive", "tpe", "nsga2"]
 

@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
-from evaluator import is_forgotten, this_process
+from evaluator import Database, is_forgotten, this_process, unreachable
 from search.sampler import ArchitectureSampler, architecture_of, distributions, params_of
 from space import Architecture, RunFolderError, SearchSpace
 
@@ -35,28 +35,32 @@ class ArchitectureStudy:
     finished round has to say of itself is kept with the study.
 
     Args:
-        file: SQLite file, made if missing.
+        place: SQLite file or schema of a database, made if missing.
         space: the search space.
         sampler: proposes what to measure.
         made_from: fingerprint of all that the trials depend on; a study made from other things starts anew.
 
     Raises:
-        RunFolderError: the file is damaged.
+        RunFolderError: the file is damaged, or the database cannot be reached.
     """
 
-    def __init__(self, file: Path, space: SearchSpace, sampler: ArchitectureSampler, made_from: str) -> None:
+    def __init__(
+        self, place: Path | Database, space: SearchSpace, sampler: ArchitectureSampler, made_from: str
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._sampler = sampler
         try:
-            self._storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+            self._storage = study_storage(place)
             self._study = self._open(made_from)
         except DatabaseError as error:
             if "full" in str(error):
                 raise
+            if isinstance(place, Database):
+                raise unreachable(place, error) from None
             raise RunFolderError(
-                f"{file.name} must be an intact SQLite file, but {str(file)!r} is not ({error.orig}); delete it, it is "
-                "made anew."
+                f"{place.name} must be an intact SQLite file, but {str(place)!r} is not ({error.orig}); delete it, it "
+                "is made anew."
             ) from error
 
     def _open(self, made_from: str) -> optuna.Study:
@@ -189,6 +193,14 @@ class ArchitectureStudy:
         """Release the file."""
         self._storage.remove_session()
         self._storage.engine.dispose()
+
+
+def study_storage(place: Path | Database) -> optuna.storages.RDBStorage:
+    """Return Optuna's storage of the study that lies in a file or a schema; it keeps its version beside ours."""
+    if isinstance(place, Path):
+        return optuna.storages.RDBStorage(f"sqlite:///{place}")
+    url = place.url.render_as_string(hide_password=False)
+    return optuna.storages.RDBStorage(url, {"connect_args": place.connect_args, "pool_pre_ping": True})
 
 
 def _is_stale(trial: FrozenTrial) -> bool:

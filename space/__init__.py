@@ -13,6 +13,7 @@ from space.domain import Choice, Indices, SearchSpace, build_space, default_widt
 from space.errors import (
     ArchitectureError,
     BudgetError,
+    EngineError,
     ExportError,
     FamilyError,
     MeasurementError,
@@ -43,6 +44,7 @@ __all__ = [
     "Cost",
     "Criterion",
     "DistinctChoices",
+    "EngineError",
     "ExportError",
     "Family",
     "FamilyError",

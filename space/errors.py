@@ -10,6 +10,7 @@ SecateurError
 ├── MeasurementError  (ValueError)   a measurement that is not a finite number
 ├── PredictorError    (ValueError)   pairs that no predictor can be fitted on, or a damaged predictor
 ├── RunFolderError    (OSError)      a run folder that is foreign, damaged or of another run
+├── EngineError       (OSError)      machines that cannot be reached, or would not measure as they should
 └── ExportError       (OSError)      an export that cannot be written or did not verify
 
 A message states the rule, the value that broke it and the way out, in one sentence. The command line prints it and
@@ -55,6 +56,10 @@ class PredictorError(SecateurError, ValueError):
 
 class RunFolderError(SecateurError, OSError):
     """A run folder is not one of ours, is damaged, or belongs to another run."""
+
+
+class EngineError(SecateurError, OSError):
+    """Machines that are to measure cannot be reached, or would measure otherwise."""
 
 
 class ExportError(SecateurError, OSError):

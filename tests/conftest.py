@@ -68,6 +68,8 @@ def patient_disk():
     """Let this process wait for no disk: what it wrote must outlive a process, and no test cuts the power."""
 
     def relax(connection, _):
+        if not isinstance(connection, sqlite3.Connection):
+            return
         with suppress(sqlite3.DatabaseError):  # a file that a test has damaged
             connection.execute("PRAGMA synchronous = OFF")
 
@@ -93,6 +95,18 @@ def checked_here(monkeypatch):
 
     monkeypatch.setattr(huggingface, "subprocess", here(verify.main))
     monkeypatch.setattr(gguf, "subprocess", here(verify_gguf.main))
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """The URL of a PostgreSQL database that is there for the tests."""
+    from tests.postgres import missing, server
+
+    pytest.importorskip("psycopg", reason="needs the package `psycopg`: pip install 'secateur[postgres]'")
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
+    with server() as url:
+        yield url
 
 
 @pytest.fixture

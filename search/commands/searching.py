@@ -1,5 +1,6 @@
 """Commands that search: `run` and `join`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,9 +9,10 @@ import yaml
 from rich.console import Console
 
 from search.commands.arguments import Json, RunArgument, app, print_json
-from search.config import RunConfig, load_config
+from search.config import VARIABLE, RunConfig, load_config
 from search.folder import RunFolder
 from search.progress import Reporter
+from search.settings import EngineName
 from space import LatencyTable, SettingError
 
 
@@ -76,6 +78,19 @@ def run(
     predict_only: Annotated[
         bool, typer.Option("--predict-only", help="With --resume: answer and measure nothing.")
     ] = False,
+    engine: Annotated[
+        EngineName | None, typer.Option(help="local (default), or dask to spread measurements over machines.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="With --engine dask, its scheduler: tcp://HOST:8786, tls://..., or its file.")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="PostgreSQL database for pairs and study: postgresql://USER@HOST/NAME, or the name of the environment "
+            "variable that holds that. Default: SQLite in the run folder."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Search, measure, report and export the best pruned model.
@@ -91,6 +106,9 @@ def run(
         "text.report": report_text,
         **_calibration(calibrate_on or []),
         "seed": seed,
+        "engine": engine,
+        "address": address,
+        "database": _named(database),
     }
     overrides = {key: value for key, value in given.items() if value is not None}
     overrides.update(_parse_settings(setting or []))
@@ -114,6 +132,14 @@ def run(
             return
         begin_from(old, RunFolder(folder), settings, told, latency)
     _run(settings, folder, as_json)
+
+
+def _named(database: str | None) -> str | None:
+    """Return the name of the environment variable that holds a database's URL, put there if it is given itself."""
+    if database is None or ":" not in database:
+        return database
+    os.environ[VARIABLE] = database
+    return VARIABLE
 
 
 def _calibration(sources: list[str]) -> dict[str, Any]:

@@ -37,6 +37,13 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    run_database: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with the URL of PostgreSQL to keep runs' pairs and studies in."),
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler on whose workers runs measure, tcp://10.0.0.1:8786.")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Of this service, where several share a database; default the machine's.")
     ] = None,
@@ -61,6 +68,8 @@ def serve(
         slots=slots,
         database=SecretStr(database) if database else None,
         token_required=token,
+        run_database=run_database,
+        dask=dask,
         **given,
     )
     begin(settings, new_token)
@@ -72,15 +81,18 @@ def dashboard(
     port: Annotated[int, typer.Option(help="On this machine alone.", min=1, max=65535)] = 8766,
 ) -> None:
     """Show a run's Optuna study in optuna-dashboard, on a port of its own that only this machine reaches."""
-    run = RunFolder(folder)
-    run.config()
-    if not run.study_file.exists():
-        raise SettingError(
-            f"A run must have a study to show, but {str(folder)!r} has none yet; wait for its first round."
-        )
     try:
         import optuna_dashboard
     except ModuleNotFoundError as error:
         raise SettingError(f"The dashboard needs {error.name}, which is not installed here; {_INSTALL}.") from None
+    from search.database import has_store, study_place
+    from search.study import study_storage
+
+    run = RunFolder(folder)
+    place = study_place(run) if has_store(run) else run.study_file
+    if isinstance(place, Path) and not place.exists():
+        raise SettingError(
+            f"A run must have a study to show, but {str(folder)!r} has none yet; wait for its first round."
+        )
     print(f"http://127.0.0.1:{port}/  (Ctrl-C ends it)", flush=True)
-    optuna_dashboard.run_server(f"sqlite:///{run.study_file.absolute()}", host="127.0.0.1", port=port)
+    optuna_dashboard.run_server(study_storage(place), host="127.0.0.1", port=port)

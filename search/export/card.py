@@ -13,7 +13,7 @@ import yaml
 
 from evaluator import PACKAGED_MODELS
 from search.comparison import BASELINES, METRIC_NAMES
-from search.config import RunConfig
+from search.config import WHERE, RunConfig
 from search.export.picture import PICTURE
 from space import METRICS, Architecture, Layout
 
@@ -40,7 +40,7 @@ def record_of_run(best: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
     }
     protocols = best.get("protocols") or {}
     record["criterion"] = next((own["criterion"] for own in protocols.values()), None)
-    record["settings"] = json.loads(config.model_dump_json(by_alias=True))
+    record["settings"] = json.loads(config.model_dump_json(by_alias=True, exclude={*WHERE, "database"}))
     record["command"] = shlex.join(
         ["secateur", "run", "--model", best["model"]]
         + [word for budget in config.budget for word in ("--budget", budget)]

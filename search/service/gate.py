@@ -157,7 +157,15 @@ class Gate:
                 f"A run's texts must have at most {_MOST_TOKENS:,} tokens together, but have "
                 f"{sequences * text.sequence_length:,}; take fewer or shorter sequences."
             )
+        if asked.engine != "local" or asked.address or asked.database:
+            raise SettingError(
+                "engine, address and database of a run must be left out, since the operator of the service sets them, "
+                "but one is given; take it away."
+            )
         values = asked.model_dump(mode="json", by_alias=True)
+        values["database"] = self._settings.run_database
+        if self._settings.dask:
+            values |= {"engine": "dask", "address": self._settings.dask}
         values["model"] = self.model(asked.model)
         values["device"] = self.device(asked.device)
         values["text"]["source"] = self.text(text.source)

@@ -1,11 +1,13 @@
 """A run's measured pairs as the service tells them, read without torch.
 
-The store belongs to `evaluator.store`, which comes with torch and half a gigabyte; here its two tables are read as they
+The store belongs to `evaluator.store`, which comes with torch and half a gigabyte; here its tables are read as they
 are, by names that a test holds against it.
 """
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ from search.folder import RunFolder
 from space import GENES, Architecture, RunFolderError, SearchSpace
 
 _COLUMNS = (
-    "fingerprint", "origin", "architecture", "nll", "nll_standard_error", "kl", "kl_standard_error", "agreement",
-    "tokens", "measured_at",
+    "fingerprint", "origin", "nll", "nll_standard_error", "kl", "kl_standard_error", "agreement", "tokens",
+    "measured_at",
 )  # fmt: skip
 _PAIRS = sa.table("pairs", *map(sa.column, ("id", "protocol", *_COLUMNS)))
 _PROTOCOLS = sa.table("protocols", sa.column("fingerprint"), sa.column("content"))
+_ARCHITECTURES = sa.table("architectures", sa.column("fingerprint"), sa.column("content"))
+_EARLIER = sa.table("pairs", sa.column("fingerprint"), sa.column("architecture"))  # before there was that table
 MEDIA = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
 
@@ -37,23 +41,67 @@ def read_pairs(run: RunFolder) -> pd.DataFrame:
         One row a pair; `architecture` is its JSON.
 
     Raises:
-        RunFolderError: nothing was measured yet, or the store is damaged.
+        RunFolderError: nothing was measured yet, or the store is damaged or cannot be reached.
     """
-    if not run.measurements_file.exists():
+    with _opened(run) as connection:
+        chosen = sa.select(*(_PAIRS.c[name] for name in _COLUMNS)).order_by(_PAIRS.c.id)
+        found = pd.read_sql(chosen.where(_PAIRS.c.protocol == _search_protocol(connection)), connection)
+        if _ARCHITECTURES.name in sa.inspect(connection).get_table_names():
+            known = connection.execute(sa.select(_ARCHITECTURES)).all()
+        else:
+            known = connection.execute(sa.select(_EARLIER)).all()
+    return found.assign(architecture=found["fingerprint"].map({each[0]: each[1] for each in known}))
+
+
+def count_pairs(run: RunFolder) -> int:
+    """Return how many pairs a run has measured on its search text so far; 0 where that cannot be told."""
+    try:
+        with _opened(run) as connection:
+            counted = sa.select(sa.func.count()).select_from(_PAIRS)
+            found: int = connection.execute(
+                counted.where(_PAIRS.c.protocol == _search_protocol(connection))
+            ).scalar_one()
+            return found
+    except RunFolderError:
+        return 0
+
+
+def _search_protocol(connection: sa.Connection) -> str:
+    found = connection.execute(sa.select(_PROTOCOLS)).all()
+    return next((each.fingerprint for each in found if json.loads(each.content)["split"] == "search"), "")
+
+
+@contextmanager
+def _opened(run: RunFolder) -> Iterator[sa.Connection]:
+    """Yield a connection to a run's store that only reads."""
+    variable = run.config().database
+    if not (run.measurements_file if variable is None else run.database_file).exists():
         raise RunFolderError(f"A run must have measured pairs, but {run.path.name!r} has none yet; wait for them.")
-    engine = sa.create_engine(f"sqlite:///file:{run.measurements_file.absolute()}?mode=ro&uri=true")
+    engine = _engine(run, variable)
     try:
         with engine.connect() as connection:
-            protocols = connection.execute(sa.select(_PROTOCOLS)).all()
-            search = [each.fingerprint for each in protocols if json.loads(each.content)["split"] == "search"]
-            query = sa.select(*(_PAIRS.c[name] for name in _COLUMNS)).order_by(_PAIRS.c.id)
-            return pd.read_sql(query.where(_PAIRS.c.protocol == (search[0] if search else "")), connection)
-    except (sa.exc.DatabaseError, ValueError, KeyError) as error:
+            yield connection
+    except (sa.exc.SQLAlchemyError, ValueError, KeyError) as error:
         raise RunFolderError(
-            f"measurements.db of a run must be intact, but that of {run.path.name!r} is not ({error}); restore it."
+            f"The pairs of a run must be intact and to be had, but those of {run.path.name!r} are not "
+            f"({type(error).__name__}); restore them, or start their database."
         ) from error
     finally:
         engine.dispose()
+
+
+def _engine(run: RunFolder, variable: str | None) -> sa.Engine:
+    if variable is None:
+        return sa.create_engine(f"sqlite:///file:{run.measurements_file.absolute()}?mode=ro&uri=true")
+    url = os.environ.get(variable)
+    if not url:
+        raise RunFolderError(
+            f"The URL of the database of {run.path.name!r} must be in the environment variable {variable}, but that is "
+            "not set; start the service with it."
+        )
+    options = f"-csearch_path={run.read_json(run.database_file)['schema']}"
+    place = sa.make_url(url).set(drivername="postgresql+psycopg")
+    return sa.create_engine(place, connect_args={"options": options}, hide_parameters=True)
 
 
 def pair_table(found: pd.DataFrame, space: SearchSpace) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """Runs as the page and the API show them: in a line, in full, as figures and as sliders."""
 
-import sqlite3
-from contextlib import closing, suppress
 from typing import Any
 
 import plotly.io
@@ -13,7 +11,7 @@ from search.layer_map import layers_drawing, rounds_drawing
 from search.learned import curve_drawing, damages_drawing, refinement_drawing
 from search.report import HELD_OUT
 from search.service.answers import RunTold
-from search.service.pairs import held_out_of, pair_rows, read_pairs
+from search.service.pairs import count_pairs, held_out_of, pair_rows, read_pairs
 from search.set_figure import set_drawing
 from space import Architecture, RunFolderError, SecateurError
 
@@ -29,7 +27,7 @@ def in_a_line(run: RunFolder) -> RunTold:
             model=config.model,
             budgets=list(config.budget),
             state="finished" if best else "unfinished",
-            pairs=_count(run),
+            pairs=count_pairs(run),
             headline=headline(best) if best else None,
             began_at=began,
             finished_at=run.best_file.stat().st_mtime if best else None,
@@ -39,20 +37,6 @@ def in_a_line(run: RunFolder) -> RunTold:
             name=run.path.name, model="", budgets=[], state="damaged", pairs=0, headline=None, began_at=began,
             finished_at=None,
         )  # fmt: skip
-
-
-def _count(run: RunFolder) -> int:
-    """Return how many pairs a run has measured on its search text so far."""
-    query = (
-        "SELECT count(*) FROM pairs JOIN protocols ON pairs.protocol = protocols.fingerprint "
-        "WHERE json_extract(protocols.content, '$.split') = 'search'"
-    )
-    with (
-        suppress(sqlite3.Error),
-        closing(sqlite3.connect(f"file:{run.measurements_file.absolute()}?mode=ro", uri=True)) as connection,
-    ):
-        return int(connection.execute(query).fetchone()[0])
-    return 0
 
 
 def in_full(run: RunFolder) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from evaluator import Pair, difference
 from predictor import FEWEST_PAIRS, AccuracyPredictor, Refinement, refine
 from search import selection
 from search.baselines import fixed_allocations
+from search.database import study_place
 from search.job import Run
 from search.objective import Elsewhere, predictor_score, stream_of
 from search.pareto_set import ParetoSet
@@ -65,7 +66,7 @@ def predicted(run: Run, tokens: float) -> None:
     sampler = ArchitectureSampler(
         run.space, run.config.seed, settings.candidates, settings.generations, settings.picks, run.ladder
     )
-    study = ArchitectureStudy(run.folder.study_file, run.space, sampler, _made_from(run))
+    study = ArchitectureStudy(study_place(run.folder), run.space, sampler, _made_from(run))
     try:
         _search(run, study, sampler, tokens)
     finally:

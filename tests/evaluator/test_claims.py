@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from evaluator import PairStore
-from evaluator.store import _claims
+from evaluator.tables import claims
 from space import Architecture
 from tests.evaluator.pieces import make_evaluator
 
@@ -110,9 +110,9 @@ def dead_process():
 
 def owner_of(store):
     with store._engine.connect() as connection:
-        return connection.execute(sa.select(_claims.c.owner)).scalar_one_or_none()
+        return connection.execute(sa.select(claims.c.owner)).scalar_one_or_none()
 
 
 def give_to(store, owner, **values):
     with store._engine.begin() as connection:
-        connection.execute(_claims.update().values(owner=owner, **values))
+        connection.execute(claims.update().values(owner=owner, **values))

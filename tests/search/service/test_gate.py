@@ -138,6 +138,8 @@ REFUSED = {
     "tasks of the hub": run(tasks={"ask": ["arc_easy"]}),
     "a device": run(device="cuda; rm -rf /"),
     "a name elsewhere": {**run(), "name": "../x"},
+    "another machine": run(engine="dask", address="tcp://10.0.0.1:8786"),
+    "another database": run(database="HOME"),
     "an unknown setting": run(trust_remote_code=True),
     "no architecture so small": run(budget=["parameters=0.000000001"]),
     "less than nothing": run(budget=["parameters=-1"]),
