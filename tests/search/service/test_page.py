@@ -95,7 +95,8 @@ def test_a_search_from_the_form_to_an_export_that_loads(opened, small_settings, 
     page.get_by_label("Text to calibrate and search on").select_option(small_settings["text"]["source"])
     page.get_by_label("Name").fill("ours")
     page.get_by_text("More settings").click()
-    more = {key: small_settings[key] for key in ("dtype", "text", "search")}
+    more = {key: small_settings[key] for key in ("dtype", "text")}
+    more["search"] = {**small_settings["search"], "rounds": 1, "finalists": 2, "slopes": False}
     page.get_by_label("As JSON").fill(json.dumps(more))
     page.get_by_role("button", name="Search").click()
     page.wait_for_url("**/jobs/*")
