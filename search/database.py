@@ -59,8 +59,10 @@ def open_store(run: RunFolder) -> PairStore:
 
 def study_place(run: RunFolder) -> Path | Database:
     """Return where the study of a run lies whose store has been opened."""
+    if run.study_is_copied or not run.database_file.exists():
+        return run.study_file
     variable = run.config().database
-    return run.study_file if variable is None or run.study_is_copied else _database(run, variable)
+    return run.study_file if variable is None else _database(run, variable)
 
 
 def forget_schema(run: RunFolder) -> None:
