@@ -2,22 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from evaluator import Pair
 from predictor import AccuracyPredictor, CurvePoint, Refinement, curve_of, error_with, sub_block_damages
 from search.figures import BLUE, GREY, INK, VERMILLION, Drawing, style
 from space import Architecture
+
+if TYPE_CHECKING:
+    from evaluator import Pair  # who draws what was learned needs no torch
 
 _CURVE_HEIGHT, _DAMAGE_HEIGHT, _RANGE_HEIGHT = 360, 360, 460
 _PAYS = 0.9  # an error that falls to less than this share is worth the measurements
 
 
 def learned_record(
-    predictor: AccuracyPredictor, pairs: Sequence[Pair], winner: Architecture, refinement: Refinement | None
+    predictor: AccuracyPredictor, pairs: Sequence["Pair"], winner: Architecture, refinement: Refinement | None
 ) -> dict[str, Any]:
     """Return what best.json says of the predictor beyond its quality.
 

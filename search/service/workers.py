@@ -7,10 +7,11 @@ import threading
 import time
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from search.service.settings import ServiceSettings
 from search.service.telemetry import log
+from space import RunFolderError
 
 _LONGEST_WAIT = 30.0  # seconds between two starts of a worker that keeps dying
 
@@ -39,10 +40,20 @@ class Workers:
         return sum(process.poll() is None for process in self._processes.values())
 
     def wait_for_earlier(self) -> None:
-        """Wait until no worker of an earlier service is left, which have some milliseconds to live without it."""
+        """Wait until no worker of an earlier service is left, which have some milliseconds to live without it.
+
+        Raises:
+            RunFolderError: one lives on, since its service does.
+        """
         for lock in self._settings.home.glob("slot-*.lock"):
-            with FileLock(lock):
-                pass
+            try:
+                with FileLock(lock, timeout=_LONGEST_WAIT):
+                    pass
+            except Timeout:
+                raise RunFolderError(
+                    f"The workers of one service must be all that a folder of runs has, but another's have "
+                    f"{str(self._settings.runs)!r}; stop that service."
+                ) from None
 
     def start(self) -> None:
         """Start a worker in every slot."""

@@ -2,6 +2,9 @@
 
 import asyncio
 import io
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,7 @@ from search.service.pairs import held_out_of, pair_rows, read_pairs
 from search.session import rewrite_report
 from space import Architecture, sample
 from space.architecture import genes_of
+from tests.search.command import ROOT
 from tests.search.service.conftest import sentence_of
 
 
@@ -214,3 +218,24 @@ class TestRuns:
 
     def test_without_a_set_there_is_none(self, client):
         assert client.get("/api/runs/done/pareto").status_code == 409
+
+
+def test_whoever_answers_loads_no_torch(finished_folder, tmp_path):
+    shutil.copytree(finished_folder, tmp_path / "done")
+    code = """
+import sys
+from pathlib import Path
+from fastapi.testclient import TestClient
+from search.service import serve
+from search.service.settings import ServiceSettings
+from search.service.workers import Workers
+Workers.start = lambda _: None
+with TestClient(serve.create_app(ServiceSettings(runs=Path(sys.argv[1]))), base_url="http://localhost") as client:
+    run = "/api/runs/done"
+    answers = [client.get(path) for path in ("/", "/runs/done", "/api/runs", run, f"{run}/figures", f"{run}/sliders")]
+    answers += [client.get(path) for path in (f"{run}/pairs", f"{run}/report", f"{run}/exports", "/docs", "/metrics")]
+    answers += [client.post(f"{run}/predict", json={}), client.post(f"{run}/damages")]
+    print([answer.status_code for answer in answers], sorted({"torch", "transformers", "optuna"} & set(sys.modules)))
+"""
+    told = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == f"{[200] * 13} []"
