@@ -134,7 +134,8 @@ class SearchSpace:
                     f"{budget.metric} {has} ({share:.3f} of the dense model) and {budget} allows {allows}; "
                     "raise the budget or allow smaller widths or higher sparsities."
                 )
-        if self.budgets and all(options[0].width == 0 for options in self.choices) and not self._keeps_anything():
+        empty = all(options[0].width == 0 for options in self.choices) and any(self.sizes > 1)
+        if self.budgets and empty and not self._keeps_anything():
             told = " and ".join(map(str, self.budgets))
             raise BudgetError(
                 f"A budget must leave a model something of its layers, but {told} allows none of any; raise it."

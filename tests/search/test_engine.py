@@ -155,9 +155,11 @@ def test_ctrl_c_gives_back_what_was_asked_for(pico, tmp_path, engine, workers):
     with pytest.raises(KeyboardInterrupt):
         judge.measure(asked(pico.layout, 30), "search", "user", interrupt)
     assert claims_of(judge.store) == []
-    time.sleep(1.0)  # what workers were at is finished there, and nothing else begun
-    finished = [key for key in workers.finished() if key.endswith(judge.protocol("search").fingerprint)]
-    assert len(finished) <= 3
+    time.sleep(1.0)  # what workers were at is finished there,
+    before = workers.finished()
+    assert sum(key.endswith(judge.protocol("search").fingerprint) for key in before) < 15
+    time.sleep(1.0)
+    assert workers.finished() == before  # and nothing else begun
     assert len(judge.measure(asked(pico.layout, 30), "search", "user")) == 30
     finished = [key for key in workers.finished() if key.endswith(judge.protocol("search").fingerprint)]
     assert len(finished) == len(set(finished)) == 30

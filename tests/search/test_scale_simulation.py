@@ -241,7 +241,7 @@ def test_the_same_seed_the_same_search():
 
 
 def test_each_part_of_a_store_is_timed():
-    found = stored(5)
+    found = stored(60)  # pages are filled
     assert 0 < found["look_seconds"] < found["pair_seconds"]
     assert found["bytes_a_pair_70b"] > len(Architecture.dense(LLAMA_70B).to_json())
 
