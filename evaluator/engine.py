@@ -14,9 +14,8 @@ from space import Architecture, SecateurError
 if TYPE_CHECKING:
     from evaluator.evaluator import Evaluator
 
-_RENEW_SECONDS = (
-    FORGOTTEN_SECONDS / 10
-)  # after which claims are made again, lest other machines take them for forgotten
+# After which claims are made again, lest other machines take them for forgotten.
+_RENEW_SECONDS = FORGOTTEN_SECONDS / 10
 
 
 class Engine(Protocol):

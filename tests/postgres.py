@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-BINARIES = Path(os.environ.get("SECATEUR_POSTGRES", "/usr/lib/postgresql/15/bin"))
+# Of the newest that Debian has installed, or where the variable says.
+BINARIES = Path(os.environ.get("SECATEUR_POSTGRES") or max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path()))
 _PATIENCE = 120.0  # seconds
 
 
 def missing() -> str | None:
     """Return why there can be no server here, if so."""
     if not (BINARIES / "initdb").exists():
-        return f"needs PostgreSQL in {BINARIES} (Debian's package postgresql-15), or SECATEUR_POSTGRES to say where"
+        return "needs PostgreSQL (Debian's package postgresql), or SECATEUR_POSTGRES to say where"
     if os.geteuid() == 0 and _unprivileged() is None:
         return "needs a user postgres or nobody, since PostgreSQL refuses root"
     return None

@@ -1,5 +1,6 @@
 """The web application: routes, whom it answers, and how its errors are told."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -84,7 +85,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     """Tell why what was asked for cannot be done."""
     missing = isinstance(error, JobMissingError)
     status = 404 if missing else 409 if isinstance(error, RunFolderError) else 422
-    log("refused", 30, id=request.state.request_id, reason=type(error).__name__, sentence=str(error)[:500])
+    log("refused", logging.WARNING, id=request.state.request_id, reason=type(error).__name__, sentence=str(error)[:500])
     return JSONResponse({"detail": str(error)}, status)
 
 

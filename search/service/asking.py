@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -34,7 +33,6 @@ class Opened:
         space: whose costs are told.
         predictors: by what they predict, that of the loss first.
         winner: what is compared with; None where the run is not finished.
-        best: the content of best.json; empty where there is none.
         dense: what the dense model costs, by metric.
         of_winner: what is predicted of the winner, by predictor.
     """
@@ -42,7 +40,6 @@ class Opened:
     space: SearchSpace
     predictors: Mapping[str, AccuracyPredictor]
     winner: Architecture | None
-    best: Mapping[str, Any]
     dense: Mapping[str, float]
     of_winner: Mapping[str, float]
 
@@ -149,7 +146,7 @@ class Oracle:
                 genes = np.concatenate([each for each, _, _ in batch]) if len(batch) > 1 else batch[0][0]
                 names = tuple(dict.fromkeys(name for _, own, _ in batch for name in own))
                 found = await loop.run_in_executor(self._pool, _predict, waiting.opened, genes, names)
-            except Exception as error:
+            except Exception as error:  # whatever it is, it is told to whoever asked, and the next are answered
                 for *_, future in batch:
                     if not future.done():
                         future.set_exception(error)
@@ -185,7 +182,6 @@ def _open(run: RunFolder) -> Opened:
             "finished."
         )
     predictors = {each.target.title: each for each in map(AccuracyPredictor.load, run.predictors())}
-    best = run.best() if run.best_file.exists() else {}
-    winner = Architecture.from_dict(best["architecture"]) if best else None
+    winner = Architecture.from_dict(run.best()["architecture"]) if run.best_file.exists() else None
     told = {name: float(each.predict([winner]).value[0]) for name, each in predictors.items()} if winner else {}
-    return Opened(space, predictors, winner, best, space.amounts(Architecture.dense(space.layout)), told)
+    return Opened(space, predictors, winner, space.amounts(Architecture.dense(space.layout)), told)

@@ -204,6 +204,11 @@ class Gate:
         self.run(name)
         return (self._settings.runs / "studies" / name).absolute()
 
+    def studies(self) -> list[str]:
+        """Return the names of all finished studies, the newest first."""
+        found = sorted((self._settings.runs / "studies").glob("*/study.html"), key=lambda file: -file.stat().st_mtime)
+        return [file.parent.name for file in found if _NAME.fullmatch(file.parent.name)]
+
     def run_name(self, config: RunConfig, name: str | None) -> str:
         """Return what a run is called, the usual where nobody says."""
         return name or re.sub(r"[^A-Za-z0-9._-]", "-", folder_name(config)).lstrip("._-")[:128]

@@ -7,6 +7,7 @@ session instead, in a cookie that scripts cannot read and other sites cannot sen
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import time
@@ -184,7 +185,14 @@ class Guard:
         self, scope: Scope, send: Send, status: int, reason: str, sentence: str, told: dict[str, str]
     ) -> None:
         self._metrics.refusals.labels(reason).inc()
-        log("refused", 30, id=scope["state"]["request_id"], reason=reason, path=scope["path"], method=scope["method"])
+        log(
+            "refused",
+            logging.WARNING,
+            id=scope["state"]["request_id"],
+            reason=reason,
+            path=scope["path"],
+            method=scope["method"],
+        )
         wants_page = status == 401 and scope["method"] == "GET" and not scope["path"].startswith(("/api", "/metrics"))
         body = b"" if wants_page else json.dumps({"detail": sentence}).encode()
         kind = [] if wants_page else [(b"content-type", b"application/json")]

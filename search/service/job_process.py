@@ -13,8 +13,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -30,25 +28,22 @@ def main() -> None:
     threading.Thread(target=_end_with_the_worker, daemon=True).start()
     told = _Told(os.dup(1))
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
-    with _alone(FileLock(lock), told):
-        listen(told)
-        sys.argv = ["secateur", *arguments]
-        from search.cli import main as command
+    alone = FileLock(lock)
+    _wait_for(alone, told)
+    listen(told)
+    sys.argv = ["secateur", *arguments]
+    from search.cli import main as command  # late: whoever waits need not hold torch
 
-        command()
+    command()
 
 
-@contextmanager
-def _alone(lock: BaseFileLock, told: Listener) -> Iterator[None]:
-    """Hold a lock; another job on the same run has it, or an earlier worker's, which has some milliseconds left."""
+def _wait_for(lock: BaseFileLock, told: Listener) -> None:
+    """Take a lock until this process ends; another job on the same run has it, or an earlier worker's, for a moment."""
     try:
         lock.acquire(timeout=1)
     except Timeout:
         told({"said": "Waiting for another job on the same run"})
         lock.acquire()
-    with lock:
-        lock.release()  # what was acquired above; `with` holds it once more
-        yield
 
 
 def _end_with_the_worker() -> None:

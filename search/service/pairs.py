@@ -66,6 +66,20 @@ def count_pairs(run: RunFolder) -> int:
         return 0
 
 
+def drop_pairs(run: RunFolder) -> None:
+    """Take a run's schema out of its database; what is in files goes with the folder.
+
+    Raises:
+        RunFolderError: the database cannot be reached.
+    """
+    if run.config().database is None or not run.database_file.exists():
+        return
+    schema = run.read_json(run.database_file)["schema"]
+    with _opened(run) as connection:
+        connection.execute(sa.schema.DropSchema(schema, cascade=True, if_exists=True))
+        connection.commit()
+
+
 def _search_protocol(connection: sa.Connection) -> str:
     found = connection.execute(sa.select(_PROTOCOLS)).all()
     return next((each.fingerprint for each in found if json.loads(each.content)["split"] == "search"), "")
@@ -99,9 +113,9 @@ def _engine(run: RunFolder, variable: str | None) -> sa.Engine:
             f"The URL of the database of {run.path.name!r} must be in the environment variable {variable}, but that is "
             "not set; start the service with it."
         )
-    options = f"-csearch_path={run.read_json(run.database_file)['schema']}"
+    told = {"options": f"-csearch_path={run.read_json(run.database_file)['schema']}", "client_encoding": "utf8"}
     place = sa.make_url(url).set(drivername="postgresql+psycopg")
-    return sa.create_engine(place, connect_args={"options": options}, hide_parameters=True)
+    return sa.create_engine(place, connect_args=told, hide_parameters=True)
 
 
 def pair_table(found: pd.DataFrame, space: SearchSpace) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import socket
 from ipaddress import ip_address
 from pathlib import Path
 
+import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 # Holds some thousand architectures, which are parsed in a tenth of a second; all others wait meanwhile.
@@ -44,7 +45,10 @@ class ServiceSettings(BaseModel):
     def database_url(self) -> str:
         """Where DBOS keeps the jobs; not to be shown."""
         if self.database is not None:
-            return self.database.get_secret_value()
+            url = sa.make_url(self.database.get_secret_value())
+            # Else a database in the C locale answers in bytes.
+            told = url.update_query_dict({"client_encoding": "utf8", **url.query})
+            return told.render_as_string(hide_password=False)
         return f"sqlite:///{(self.home / 'jobs.db').absolute()}"
 
     @property

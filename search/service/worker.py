@@ -26,6 +26,7 @@ PROGRESS, LOG, OUTPUT = "progress.json", "log.txt", "output-{}.json"  # in a job
 _GRACE_SECONDS = 20.0  # from asking a job to stop to killing it
 _MOST_DEATHS = 5  # of a job's process in one stage, after which it is no accident
 _LONGEST_LINE = 1 << 20  # bytes of one line of progress
+_LONGEST_REASON = 8192  # bytes at the end of a log in which the reason is
 _LINES_KEPT = 20  # of what a job said, in its progress
 
 
@@ -115,6 +116,7 @@ class Running:
     def __init__(self, folder: Path, lock: str, number: int, arguments: list[str]) -> None:
         self._folder, self._lock, self._number, self._arguments = folder, lock, number, arguments
         self.stage = "Starting"
+        self._begun = 0  # where the log of this attempt begins
         self._told: dict[str, Any] = {"command": number, "stage": self.stage, "said": []}
 
     async def to_the_end(self) -> int:
@@ -122,6 +124,7 @@ class Running:
         self._folder.mkdir(parents=True, exist_ok=True)
         output = self._folder / OUTPUT.format(self._number)
         with (self._folder / LOG).open("ab") as log:
+            self._begun = log.tell()
             process = await asyncio.create_subprocess_exec(
                 *[sys.executable, "-m", "search.service.job_process", self._lock, str(output), *self._arguments],
                 stdin=asyncio.subprocess.PIPE,
@@ -152,9 +155,13 @@ class Running:
             write_progress(self._folder, self._told)
 
     def reason(self, code: int) -> str:
-        """Return why the command failed, in the words it ended its log with."""
+        """Return why the command failed, in the words it ended its log with.
+
+        Args:
+            code: its exit code.
+        """
         with (self._folder / LOG).open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+            log.seek(max(self._begun, log.seek(0, os.SEEK_END) - _LONGEST_REASON))
             lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
         for line in reversed(lines):
             if line.startswith("secateur: "):

@@ -1,11 +1,12 @@
 """The workers of a service: one process for each slot, started anew whenever it dies."""
 
+import contextlib
 import json
+import logging
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -65,9 +66,8 @@ class Workers:
     def stop(self) -> None:
         """End all workers and their jobs, which the next service takes up again."""
         self._stopping.set()
-        for process in self._processes.values():
-            if process.stdin:
-                process.stdin.close()  # the worker ends
+        for process in list(self._processes.values()):
+            _end(process)
         for thread in self._threads:
             thread.join()
 
@@ -76,11 +76,13 @@ class Workers:
         while not self._stopping.is_set():
             started = time.monotonic()
             process = self._begin(slot)
+            if self._stopping.is_set():  # too late for `stop` to see it
+                _end(process)
             code = process.wait()
             if self._stopping.is_set():
                 return
             deaths = deaths + 1 if time.monotonic() - started < _LONGEST_WAIT else 0
-            log("worker died", 30, slot=slot, code=code)
+            log("worker died", logging.WARNING, slot=slot, code=code)
             self._stopping.wait(min(_LONGEST_WAIT, 0.2 * 2**deaths))
 
     def _begin(self, slot: int) -> subprocess.Popen[str]:
@@ -88,19 +90,19 @@ class Workers:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self._processes[slot] = process
         told = {
-            "lock": str(slot_lock(self._settings.home, slot)),
+            "lock": str((self._settings.home / f"slot-{slot}.lock").absolute()),  # keeps two from one slot
             "database": self._settings.database_url,  # on no command line, where everybody could read a password
             "executor": f"{self.executors}{slot}",
         }
         assert process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # it died at once, which the caller sees
             process.stdin.write(json.dumps(told) + "\n")
             process.stdin.flush()
-        except OSError:  # it died at once, which the caller sees
-            pass
         return process
 
 
-def slot_lock(home: Path, slot: int) -> Path:
-    """Return the file that keeps two workers from one slot."""
-    return (home / f"slot-{slot}.lock").absolute()
+def _end(process: subprocess.Popen[str]) -> None:
+    """Close the pipe that a worker lives by."""
+    if process.stdin:
+        with contextlib.suppress(OSError):  # what it was not told, it needs no more
+            process.stdin.close()

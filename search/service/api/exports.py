@@ -1,7 +1,6 @@
 """Exports of a run: listed, and downloaded as an archive that is written as it is sent."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,14 +16,17 @@ from search.service.state import Run
 
 router = APIRouter(prefix="/api/runs/{run}/exports", tags=["exports"])
 _TAR: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-tar": {}}}}
-_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Refused, "description": "There is no such run or export."}}
+_MISSING: dict[int | str, dict[str, Any]] = {
+    404: {"model": Refused, "description": "There is no such run or export."},
+    409: {"model": Refused, "description": "An export's record is damaged."},
+}
 Name = Annotated[str, PathParameter(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Name of an export.")]
 
 
 @router.get("", responses=_MISSING)
 async def exports(run: Run) -> list[ExportTold]:
     """Return the exports of a run: the winner's, other members' of its Pareto set, and recovered models."""
-    return await asyncio.to_thread(lambda: [_told(folder) for folder in _exports(run)])
+    return await asyncio.to_thread(lambda: [_told(run, folder) for folder in _exports(run)])
 
 
 @router.get("/{name}/archive", responses={**_MISSING, **_TAR}, response_class=StreamingResponse)
@@ -45,8 +47,8 @@ def _exports(run: RunFolder) -> list[Path]:
     return [mark.parent for mark in marks if not mark.parent.is_symlink() and not mark.parent.name.startswith(".")]
 
 
-def _told(folder: Path) -> ExportTold:
-    record = json.loads((folder / MARK).read_text(encoding="utf-8"))
+def _told(run: RunFolder, folder: Path) -> ExportTold:
+    record = run.read_json(folder / MARK)
     files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     return ExportTold(
         name=folder.name,

@@ -2,14 +2,16 @@
 
 import asyncio
 import shutil
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
+from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, Response
 
 from search.folder import RunFolder
 from search.service.answers import MeasuredTold, Refused, RunTold
-from search.service.pairs import MEDIA, pair_table, read_pairs, written
+from search.service.pairs import MEDIA, drop_pairs, pair_table, read_pairs, written
 from search.service.runs import architecture_of, drawings, in_a_line, in_full, sliders
 from search.service.state import Run, Served, Service
 from space import RunFolderError
@@ -50,6 +52,8 @@ def _delete(service: Service, run: RunFolder) -> None:
             )
     with run.locked():  # nobody else works on it either, such as a command in a terminal
         aside = run.path.with_name(f".deleted-{run.path.name}")
+        shutil.rmtree(aside, ignore_errors=True)  # of a deletion that was cut off
+        drop_pairs(run)
         run.path.replace(aside)
     shutil.rmtree(aside)
 
@@ -71,18 +75,18 @@ async def figures(run: Run) -> dict[str, Any]:
     responses={**_NOT_YET, 200: {"content": {kind.split(";")[0]: {} for kind in MEDIA.values()}}},
     response_class=Response,
 )
-async def pairs(run: Run, format: Literal["csv", "parquet"] = "csv") -> Response:  # noqa: A002  what it is
+async def pairs(run: Run, form: Annotated[Literal["csv", "parquet"], Query(alias="format")] = "csv") -> Response:
     """Return all that a run measured on its search text: architectures, costs, losses; `secateur fit` reads it."""
 
     def read() -> bytes:
-        return written(pair_table(read_pairs(run), run.search_space()), format)
+        return written(pair_table(read_pairs(run), run.search_space()), form)
 
-    name = f'attachment; filename="{run.path.name}-pairs.{format}"'
-    return Response(await asyncio.to_thread(read), media_type=MEDIA[format], headers={"content-disposition": name})
+    name = f'attachment; filename="{run.path.name}-pairs.{form}"'
+    return Response(await asyncio.to_thread(read), media_type=MEDIA[form], headers={"content-disposition": name})
 
 
 @router.get("/{run}/pairs/{fingerprint}", responses=_NOT_YET)
-async def pair(run: Run, fingerprint: Annotated[str, Path(pattern="^[0-9a-f]{16}$")]) -> MeasuredTold:
+async def pair(run: Run, fingerprint: Annotated[str, PathParameter(pattern="^[0-9a-f]{16}$")]) -> MeasuredTold:
     """Return a measured architecture by its fingerprint."""
     return MeasuredTold(**await asyncio.to_thread(architecture_of, run, fingerprint))
 
@@ -108,5 +112,9 @@ async def report(run: Run) -> HTMLResponse:
     """Return a finished run's report, one page that opens anywhere."""
     if not run.report_file.exists():
         raise RunFolderError(f"A run must be finished to have a report, but {run.path.name!r} is not; wait for it.")
-    text = await asyncio.to_thread(run.report_file.read_text, encoding="utf-8")
-    return HTMLResponse(text, headers={"content-security-policy": _REPORT_POLICY})
+    return await asyncio.to_thread(sent_page, run.report_file)
+
+
+def sent_page(file: Path) -> HTMLResponse:
+    """Return a page that holds its scripts and its data, which may ask for nothing."""
+    return HTMLResponse(file.read_text(encoding="utf-8"), headers={"content-security-policy": _REPORT_POLICY})

@@ -1,6 +1,7 @@
 """The routes of the page."""
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -47,10 +48,9 @@ async def home(request: Request, service: Served) -> HTMLResponse:
 def _home(service: Service) -> dict[str, Any]:
     return {
         "runs": [in_a_line(RunFolder(service.gate.run(name))) for name in service.gate.runs()[:50]],
-        "jobs": [JobTold.of(job) for job in service.queue.jobs(limit=50)],
         "models": service.gate.models(),
         "data": service.gate.data(),
-        "hub": service.settings.hub,
+        "studies": service.gate.studies(),
         "session": service.settings.needs_token,
     }
 
@@ -64,11 +64,11 @@ async def run_page(request: Request, service: Served, run: Run) -> HTMLResponse:
     return _rendered(request, "run.html", run=told, session=session, data=data, colours=DARK)
 
 
-@router.get("/jobs/{id}")
-async def job_page(request: Request, service: Served, id: str) -> HTMLResponse:  # noqa: A002  what it is
+@router.get("/jobs/{job}")
+async def job_page(request: Request, service: Served, job: str) -> HTMLResponse:
     """Show a job."""
-    job = await asyncio.to_thread(service.queue.get, id)
-    return _rendered(request, "job.html", job=JobTold.of(job), session=service.settings.needs_token)
+    told = JobTold.of(await asyncio.to_thread(service.queue.get, job))
+    return _rendered(request, "job.html", job=told, session=service.settings.needs_token)
 
 
 @router.get("/docs")
@@ -90,7 +90,7 @@ async def login(request: Request, service: Served) -> Response:
     sent = parse_qs((await request.body()).decode(errors="replace"), max_num_fields=10)
     token = sent.get("token", [""])[0].strip()
     if not service.tokens.accepts(token):
-        log("wrong token", 30, id=request.state.request_id)
+        log("wrong token", logging.WARNING, id=request.state.request_id)
         await asyncio.sleep(1)  # whoever guesses waits
         page = _rendered(request, "login.html", wrong=True, session=False)
         page.status_code = 401

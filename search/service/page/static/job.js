@@ -19,7 +19,7 @@ function show(job) {
   by("cancel").hidden = !["queued", "running"].includes(job.state);
   by("resume").hidden = !["failed", "cancelled"].includes(job.state);
   by("delete").hidden = ["queued", "running"].includes(job.state);
-  by("to-run").hidden = job.state !== "succeeded" || job.kind === "study";
+  by("to-run").hidden = job.state !== "succeeded";
   const news = job.state !== state ? `${job.title}: ${job.state}` : running && told && told.stage !== stage ? told.stage : "";
   if (news) by("news").textContent = news;
   state = job.state;
