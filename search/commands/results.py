@@ -160,15 +160,15 @@ def bench(
 
 @app.command(epilog='Example: secateur generate runs/smollm2-135m-parameters-0.8/export "Once upon a time"')
 def generate(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An exported model.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An export, or any other model by folder or name.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     tokens: Annotated[int, typer.Option(help="Tokens to add.", min=1)] = 60,
     seed: Annotated[int | None, typer.Option(help="Sample with this seed; default the likeliest text.", min=0)] = None,
     as_json: Json = False,
 ) -> None:
-    """Let an exported model continue a text."""
+    """Let an exported model, or the dense one, continue a text."""
     from search.export.best import generate_text
 
     with redirect_stdout(sys.stderr):
-        text = generate_text(folder, prompt, tokens, seed)
+        text = generate_text(model, prompt, tokens, seed)
     print_json({"text": text}) if as_json else print(text)

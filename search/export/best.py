@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from evaluator import DenseModel, Evaluator, standalone
-from evaluator.checkpoint import quiet_transformers
+from evaluator.checkpoint import as_model_error, model_folder, quiet_transformers
 from evaluator.recovery.student import open_student
 from search.config import RunConfig
 from search.export import gguf, huggingface, place
@@ -17,7 +17,7 @@ from search.export.card import licence_of, record_of_run
 from search.export.place import record_of
 from search.folder import RunFolder
 from search.session import open_evaluator
-from space import Architecture, ModelError, SettingError
+from space import Architecture, SettingError
 
 Write = Callable[[PreTrainedModel, DenseModel, Path, Mapping[str, Any]], None]
 FORMATS: dict[str, Callable[..., None]] = {
@@ -122,23 +122,20 @@ def export_installed(
     write(standalone(judge.dense, architecture), judge.dense, folder, record_of_run(best, config))
 
 
-def generate_text(folder: str | Path, prompt: str, tokens: int = 60, seed: int | None = None) -> str:
-    """Continue a prompt with an exported model.
+def generate_text(model_name: str | Path, prompt: str, tokens: int = 60, seed: int | None = None) -> str:
+    """Continue a prompt with an exported model, or the dense one that it was made of.
 
     Args:
-        folder: an export, or any causal model's folder.
+        model_name: an export, or any causal model as `open_model` takes it.
         prompt: text to continue.
         tokens: to add.
         seed: samples with this seed; None takes the likeliest token each time.
 
     Raises:
-        ModelError: the folder holds no model.
+        ModelError: there is no such model.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise ModelError(
-            f"A model folder must hold a config.json, but {str(folder)!r} does not; give the folder of an export."
-        )
-    with quiet_transformers():
+    folder = model_folder(str(model_name))
+    with quiet_transformers(), as_model_error(str(model_name)):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=True)

@@ -394,6 +394,13 @@ def test_the_export_of_a_run_speaks(finished_folder):
     assert "| perplexity" in card
 
 
+def test_a_built_in_model_speaks_by_its_name(stories, monkeypatch):
+    monkeypatch.setattr("evaluator.checkpoint.PACKAGED_MODELS", {"own": None})
+    monkeypatch.setattr("evaluator.checkpoint.packaged_gguf", lambda name: name)
+    monkeypatch.setattr("evaluator.checkpoint._converted", lambda _: stories)
+    assert generate_text("own", "Once upon a time", 8) == generate_text(stories, "Once upon a time", 8)
+
+
 def test_refusals(finished_run, tmp_path):
     assert "huggingface" in FORMATS
     with pytest.raises(SettingError, match=r"must be one of huggingface.*, but is 'onnx'; choose one"):

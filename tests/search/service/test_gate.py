@@ -8,6 +8,8 @@ import struct
 
 import pytest
 
+from evaluator.builtin import PACKAGED_MODELS
+from evaluator.sources import HUB_NAMES, KINDS
 from search.service.gate import Gate
 from search.service.models import check_model
 from search.service.settings import ServiceSettings
@@ -77,6 +79,15 @@ class TestNames:
         with pytest.raises(RunFolderError):
             gate.run("link")
         assert gate.runs() == []
+
+    def test_built_in_names_and_the_hubs_are_those_of_the_evaluator(self, gate, place):
+        assert gate.models()[: len(PACKAGED_MODELS)] == list(PACKAGED_MODELS)
+        hub = Gate(ServiceSettings(runs=place / "runs", hub=True))
+        assert [hub.text(name) for name in HUB_NAMES] == list(HUB_NAMES)
+        (place / "data" / "more").mkdir()
+        for kind in KINDS:
+            (place / "data" / "more" / f"x.{kind}").touch()
+        assert {name for name in gate.data() if name.startswith("more/")} == {f"more/x.{kind}" for kind in KINDS}
 
 
 class TestModels:
