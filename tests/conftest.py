@@ -7,7 +7,6 @@ import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 # No test may depend on a network; read when the libraries are imported, so it is set before.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -79,22 +78,12 @@ def patient_disk():
 
 
 @pytest.fixture
-def checked_here(monkeypatch):
-    """Check exports in this process, for runs that are not about that: to start another takes longer than the run."""
-    from search.export import gguf, huggingface, verify, verify_gguf
+def checked_here():
+    """Check exports in this process; see `tests.checking`."""
+    from tests.checking import checking_here
 
-    def here(main):
-        def run(command, **_):
-            try:
-                main(*command[3:])
-            except SystemExit as stop:
-                return subprocess.CompletedProcess(command, 1, "", str(stop.code))
-            return subprocess.CompletedProcess(command, 0, "", "")
-
-        return SimpleNamespace(run=run)
-
-    monkeypatch.setattr(huggingface, "subprocess", here(verify.main))
-    monkeypatch.setattr(gguf, "subprocess", here(verify_gguf.main))
+    with checking_here():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -173,9 +162,11 @@ def finished_folder(small_config, tmp_path_factory) -> Path:
     """One real run from model to export; not to be changed, see `finished_run`."""
     from search.config import load_config
     from search.run import run_search
+    from tests.checking import checking_here
 
     folder = tmp_path_factory.mktemp("finished") / "run"
-    run_search(load_config(small_config, {}), folder)
+    with checking_here():
+        run_search(load_config(small_config, {}), folder)
     return folder
 
 

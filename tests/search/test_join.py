@@ -32,7 +32,7 @@ def run_until(monkeypatch, config, folder, measured):
             run_search(config, folder)
 
 
-def test_who_joins_measures_all_that_is_left(small_config, finished_folder, tmp_path, monkeypatch):
+def test_who_joins_measures_all_that_is_left(small_config, finished_folder, tmp_path, monkeypatch, checked_here):
     config, folder = load_config(small_config, {}), tmp_path / "run"
     all_of_it = pairs_of(finished_folder)
     run_until(monkeypatch, config, folder, 60)

@@ -15,6 +15,7 @@ from search.progress import Reporter
 from search.run import run_search
 from search.session import open_dense
 from space import Architecture, BudgetError, LatencyTable, RunFolderError
+from tests.checking import checking_here
 from tests.search.command import ROOT, call, refusal
 from tests.space.test_latency import CHECK
 from tests.space.timings import made_up
@@ -34,7 +35,8 @@ QUICK = {
 def timed_folder(small_config, tmp_path_factory):
     """One real run with a budget on latency, timings and all; not to be changed."""
     folder = tmp_path_factory.mktemp("timed") / "run"
-    run_search(load_config(small_config, QUICK), folder)
+    with checking_here():
+        run_search(load_config(small_config, QUICK), folder)
     return RunFolder(folder)
 
 

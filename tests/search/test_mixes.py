@@ -12,6 +12,7 @@ from search.folder import RunFolder
 from search.run import run_search
 from search.session import rewrite_report
 from space import SettingError
+from tests.checking import checking_here
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,8 @@ def run(small_config, tmp_path_factory, data):
     (folder / "noise.txt").write_text(" ".join(np.random.default_rng(0).permutation(list("abcdefghij" * 800))))
     mixes = [str(folder / "noise.txt"), str(load_config(small_config, {}).text.source), f"self+{folder / 'web.jsonl'}"]
     config = load_config(small_config, {"calibration.mixes": mixes, "search.rounds": 1})
-    best = run_search(config, folder / "run")
+    with checking_here():
+        best = run_search(config, folder / "run")
     return RunFolder(folder / "run"), best, mixes
 
 
@@ -85,7 +87,8 @@ def test_a_run_that_was_stopped_chooses_again_from_what_it_measured(run):
     files.texts_file.unlink()
     files.best_file.unlink()
     before = json.loads(json.dumps(best["calibration"]))
-    assert run_search(config, files.path)["calibration"] == before
+    with checking_here():
+        assert run_search(config, files.path)["calibration"] == before
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from search.set_figure import set_drawing
 from search.strategies import STRATEGIES
 from search.study import STUDY
 from space import Architecture, SettingError, cost_of
+from tests.checking import checking_here
 from tests.conftest import SMALL_RUN
 from tests.evaluator.pieces import make_evaluator
 
@@ -107,7 +108,8 @@ def finished(small_config, tmp_path_factory):
     settings = {"search.strategy": "random", "search.tokens": 4_500, "search.finalists": 6, "search.winner": "knee"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("search.run.export_installed", lambda *_: None)  # other runs are exported
-        return folder, run_search(load_config(small_config, {"search.against": AGAINST, **settings}), folder)
+        with checking_here():
+            return folder, run_search(load_config(small_config, {"search.against": AGAINST, **settings}), folder)
 
 
 def test_the_set_told_is_that_on_the_validation_text(finished):

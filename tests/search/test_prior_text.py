@@ -16,13 +16,15 @@ from search.proposals import prior_architectures
 from search.run import run_search
 from search.session import refit, rewrite_report
 from space import Architecture, cost_of
+from tests.checking import checking_here
 from tests.evaluator.pieces import make_evaluator
 
 
 @pytest.fixture(scope="module")
 def folder(small_config, tmp_path_factory):
     path = tmp_path_factory.mktemp("beginning") / "run"
-    run_search(load_config(small_config, {"search.prior_sequences": None, "search.rounds": 1}), path)
+    with checking_here():
+        run_search(load_config(small_config, {"search.prior_sequences": None, "search.rounds": 1}), path)
     return RunFolder(path)
 
 

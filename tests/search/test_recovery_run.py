@@ -10,6 +10,7 @@ from search.folder import RunFolder
 from search.run import run_search
 from search.session import refit
 from space import SettingError
+from tests.checking import checking_here
 from tests.search.command import call, refusal
 
 RECOVERY = {
@@ -25,7 +26,8 @@ RECOVERY = {
 @pytest.fixture(scope="module")
 def folder(small_config, tmp_path_factory):
     path = tmp_path_factory.mktemp("recovery") / "run"
-    run_search(load_config(small_config, RECOVERY), path)
+    with checking_here():
+        run_search(load_config(small_config, RECOVERY), path)
     return RunFolder(path)
 
 

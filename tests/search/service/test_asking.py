@@ -5,6 +5,7 @@ import io
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from search.service.pairs import held_out_of, pair_rows, read_pairs
 from search.session import rewrite_report
 from space import Architecture, sample
 from space.architecture import genes_of
-from tests.search.command import ROOT
+from tests.search.command import ROOT, fingerprints
 from tests.search.service.conftest import sentence_of
 
 
@@ -215,6 +216,15 @@ class TestRuns:
         assert answer.text == run.report_file.read_text()
         assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert "sandbox" in answer.headers["content-security-policy"]
+
+    def test_an_export_is_listed_and_downloaded(self, client, run, tmp_path):
+        [told] = client.get("/api/runs/done/exports").json()
+        assert (told["name"], told["format"], told["recovered"]) == ("export", "huggingface", False)
+        archive = client.get("/api/runs/done/exports/export/archive")
+        with tarfile.open(fileobj=io.BytesIO(archive.content)) as opened:
+            opened.extractall(tmp_path, filter="data")
+        assert fingerprints(tmp_path / "done-export") == fingerprints(run.export)
+        assert client.get("/api/runs/done/exports/nothing/archive").status_code == 404
 
     def test_without_a_set_there_is_none(self, client):
         assert client.get("/api/runs/done/pareto").status_code == 409

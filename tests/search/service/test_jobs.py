@@ -1,15 +1,12 @@
 """Jobs end like the command in a terminal ends, whatever happens to service and workers meanwhile."""
 
-import io
 import json
 import os
 import signal
 import subprocess
-import tarfile
 import time
 
 import httpx
-from transformers import AutoModelForCausalLM
 
 from tests.search.command import refusal, start
 from tests.search.service.conftest import alive, belongs, client_of, sentence_of, serving, until
@@ -126,14 +123,3 @@ def test_a_full_disk_fails_its_job_alone(client, runs, small_settings, small_dis
     texts = [told["text"] for told in client.get("/api/jobs/once/output").json()]
     assert len(texts) == 2
     assert all(text.startswith("Once upon a time") and len(text) > 20 for text in texts)
-
-
-def test_an_export_is_made_and_downloaded(client, tmp_path):
-    asked = {"kind": "export", "run": "done", "format": "padded"}
-    until(client, client.post("/api/jobs", json=asked).json()["id"], "succeeded")
-    names = [told["name"] for told in client.get("/api/runs/done/exports").json()]
-    assert names == ["export", "export-padded"]
-    archive = client.get("/api/runs/done/exports/export-padded/archive")
-    with tarfile.open(fileobj=io.BytesIO(archive.content)) as opened:
-        opened.extractall(tmp_path, filter="data")
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "done-export-padded", use_safetensors=True)
