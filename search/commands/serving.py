@@ -4,13 +4,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from search.commands.arguments import RunArgument, app
 from search.folder import RunFolder
 from space import SettingError
 
 _INSTALL = "pip install 'secateur[service]'"
+_RULES = {
+    "run_database": "the name of an environment variable, which holds the URL",
+    "name": "of 1 to 64 letters, digits, dots, dashes and underscores",
+}
 
 
 @app.command(epilog="Example: secateur serve --models ~/models --data ~/texts")
@@ -58,20 +62,27 @@ def serve(
     from search.service.settings import ServiceSettings
 
     given: dict[str, Any] = {"name": name} if name else {}
-    settings = ServiceSettings(
-        runs=runs,
-        models=tuple(models or ()),
-        data=tuple(data or ()),
-        hub=hub,
-        host=host,
-        port=port,
-        slots=slots,
-        database=SecretStr(database) if database else None,
-        token_required=token,
-        run_database=run_database,
-        dask=dask,
-        **given,
-    )
+    try:
+        settings = ServiceSettings(
+            runs=runs,
+            models=tuple(models or ()),
+            data=tuple(data or ()),
+            hub=hub,
+            host=host,
+            port=port,
+            slots=slots,
+            database=SecretStr(database) if database else None,
+            token_required=token,
+            run_database=run_database,
+            dask=dask,
+            **given,
+        )
+    except ValidationError as error:
+        option = str(error.errors()[0]["loc"][0])
+        # Not what was given: it may be a URL with a password.
+        raise SettingError(
+            f"--{option.replace('_', '-')} must be {_RULES[option]}, but what was given is not; correct it."
+        ) from None
     begin(settings, new_token)
 
 

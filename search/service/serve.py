@@ -1,10 +1,12 @@
 """The process of a service: what `secateur serve` starts."""
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import sqlalchemy as sa
 import uvicorn
 from filelock import FileLock, Timeout
 
@@ -23,12 +25,56 @@ def serve(settings: ServiceSettings, new_token: bool = False) -> None:
         new_token: whether to make a new token in place of the old one.
 
     Raises:
-        SettingError: the address cannot be listened on.
+        SettingError: the address cannot be listened on, or a database is none or cannot be reached.
         RunFolderError: another service has the folder of runs.
     """
+    _check_databases(settings)
     settings.home.mkdir(parents=True, exist_ok=True)
     with _alone(settings):
         _serve(settings, _listening(settings), new_token)
+
+
+def _check_databases(settings: ServiceSettings) -> None:
+    """Reach the databases that the operator names, before any job finds out."""
+    if settings.database is not None:
+        _reach("--database", settings.database.get_secret_value())
+    if variable := settings.run_database:
+        url = os.environ.get(variable)
+        if not url:
+            raise SettingError(
+                f"The URL of the runs' database must be in the environment variable {variable}, but that is not set; "
+                f"export {variable}=postgresql://USER@HOST/NAME."
+            )
+        _reach("--run-database", url)
+
+
+def _reach(option: str, text: str) -> None:
+    """Raise where a database cannot be reached; what was given is not told, since it may hold a password."""
+    try:
+        url = sa.make_url(text)
+        if url.get_backend_name() != "postgresql":
+            raise ValueError
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ValueError):
+        raise SettingError(
+            f"The database of {option} must be given as postgresql://USER@HOST/NAME, but what was given is no such "
+            "URL; correct it, or leave it out to keep all in SQLite, among the runs."
+        ) from None
+    try:
+        told = {"connect_timeout": 10, "client_encoding": "utf8"}
+        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), connect_args=told)
+        with engine.connect():
+            pass
+        engine.dispose()
+    except ImportError:
+        raise SettingError(
+            "PostgreSQL is spoken to by psycopg, which is not installed; pip install 'secateur[postgres]'."
+        ) from None
+    except sa.exc.DatabaseError:
+        place = f"{url.host or 'localhost'}:{url.port or 5432}/{url.database or ''}"
+        raise SettingError(
+            f"The database of {option} must be within reach, but {place} is not; start it, or correct its address, "
+            "user or password."
+        ) from None
 
 
 @contextmanager

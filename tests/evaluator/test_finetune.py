@@ -1,7 +1,6 @@
 """Fine-tuning pruned models: what is learned, what stays, and going on after a kill."""
 
 import copy
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -192,45 +191,57 @@ def test_refusals(pico):
     assert logits_of(student.model).shape == own.shape  # nothing of peft is left
 
 
+# Each run is a process of its own, forked after the imports and before anything is computed: those take longer than it.
 KILLED = """
-import sys
-from dataclasses import replace
+import os, signal, sys
 from pathlib import Path
 from evaluator import open_model
 from evaluator.recovery.batches import samples_of
 from evaluator.recovery.finetune import Recipe, fine_tune
 from tests.pico import pico_tokens
 
-student = open_model(sys.argv[1], dtype="float32")
-samples = samples_of(pico_tokens(40, 32))
+model, folder = sys.argv[1], Path(sys.argv[2])
 recipe = Recipe(steps=100, step_tokens=64, checkpoint_every=5, evaluate_every=20, patience=0)
-done = 0
 
-def told(steps, note):
-    global done
-    done += steps
-    print(done, flush=True)
 
-found = fine_tune(student, samples, samples_of(pico_tokens(4, 32, 9)), recipe, folder=Path(sys.argv[2]), progress=told)
-student.model.save_pretrained(sys.argv[3])
-assert len(found.losses) == 100
+def train(name, told):
+    student, done = open_model(model, dtype="float32"), 0
+
+    def progress(steps, note):
+        nonlocal done
+        done += steps
+        os.write(told, f"{done}\\n".encode())
+
+    samples, held_out = samples_of(pico_tokens(40, 32)), samples_of(pico_tokens(4, 32, 9))
+    found = fine_tune(student, samples, held_out, recipe, folder=folder / name, progress=progress)
+    assert len(found.losses) == 100
+    student.model.save_pretrained(folder / f"{name}-done")
+
+
+def run(name, kill_at=None):
+    reading, writing = os.pipe()
+    if not (process := os.fork()):
+        os.close(reading)
+        train(name, writing)
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as lines:
+        for line in lines:
+            if kill_at is not None and int(line) >= kill_at:
+                os.kill(process, signal.SIGKILL)
+                break
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == (0 if kill_at is None else -signal.SIGKILL)
+
+
+run("undisturbed")
+for kill_at in (8, 23, 41, 62, 97):
+    run("killed", kill_at)
+run("killed")
 """
 
 
 def test_killed_five_times_it_ends_with_the_same_weights(stories, tmp_path):
-    def run(folder, kill_at):
-        command = [sys.executable, "-c", KILLED, str(stories), str(tmp_path / folder), str(tmp_path / f"{folder}-done")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            for line in process.stdout:
-                if kill_at is not None and int(line) >= kill_at:
-                    process.send_signal(signal.SIGKILL)
-                    break
-        return process.returncode
-
-    assert run("undisturbed", None) == 0
-    for kill_at in (8, 23, 41, 62, 97):
-        assert run("killed", kill_at) == -signal.SIGKILL
-    assert run("killed", None) == 0
+    subprocess.run([sys.executable, "-c", KILLED, str(stories), str(tmp_path)], check=True)
     first, second = (
         AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-done") for name in ("undisturbed", "killed")
     )

@@ -10,6 +10,7 @@ import pytest
 
 from evaluator.builtin import PACKAGED_MODELS
 from evaluator.sources import HUB_NAMES, KINDS
+from search.config import parse_config
 from search.service.gate import Gate
 from search.service.models import check_model
 from search.service.settings import ServiceSettings
@@ -45,6 +46,15 @@ class TestNames:
         assert gate.model(str(place / "models" / "pico")) == str(place / "models" / "pico")
         assert gate.text("text.txt") == str(place / "data" / "text.txt")
         assert gate.mixed("self=2+text.txt=0.5") == f"self=2+{place / 'data' / 'text.txt'}=0.5"
+
+    def test_a_run_is_where_the_operator_has_it(self, place):
+        folders = {"runs": place / "runs", "models": (place / "models",), "data": (place / "data",)}
+        asked = parse_config({"model": "pico", "budget": ["parameters=0.7"], "text": {"source": "text.txt"}})
+        assert (found := Gate(ServiceSettings(**folders)).settings(asked)).database is None
+        assert found.engine == "local"
+        elsewhere = ServiceSettings(**folders, run_database="GARDEN", dask="tcp://10.0.0.1:8786")
+        found = Gate(elsewhere).settings(asked)
+        assert (found.database, found.engine, found.address) == ("GARDEN", "dask", "tcp://10.0.0.1:8786")
 
     @pytest.mark.parametrize(
         "name",
