@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from torch import Tensor
 from evaluator.memory import give_back
 
 MEMORY_BYTES = 2**29
-DISK_BYTES = 2**32
+# A model of seven billion parameters has levels for 16 GB, all of which every round of a search asks for.
+DISK_BYTES, DISK_SHARE = 2**32, 0.125  # at least; of what is free when a folder is opened
 # Mapping a level takes a tenth of a millisecond, writing it some: only what takes far longer to make is worth the disk.
 SLOW_SECONDS = 0.02
 _CPU = torch.device("cpu")
@@ -43,19 +45,22 @@ class Levels:
     Args:
         folder: where slow ones are kept; None keeps them in memory only.
         memory_bytes: kept in memory at most.
-        disk_bytes: kept in the folder at most, levels of earlier processes included.
+        disk_bytes: kept in the folder at most, levels of earlier processes included; None takes 4 GiB, or an eighth of
+            the free disk where that is more.
     """
 
     def __init__(
-        self, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES
+        self, folder: Path | None = None, memory_bytes: int = MEMORY_BYTES, disk_bytes: int | None = None
     ) -> None:
         self._folder = folder
-        self._limits = memory_bytes, disk_bytes
         self._levels: OrderedDict[str, Level] = OrderedDict()
         self._memory = 0
         if folder:
             sweep(folder)
         self._disk = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
+        if disk_bytes is None:
+            disk_bytes = disk_allowance(folder, self._disk) if folder else 0
+        self._limits = memory_bytes, disk_bytes
 
     def get(self, key: str, make: Callable[[], Level], device: torch.device = _CPU) -> Level:
         """Return a level, made the first time.
@@ -123,6 +128,17 @@ class Levels:
         beside.replace(file)
         self._disk += size
         return True
+
+
+def disk_allowance(folder: Path, there: int = 0) -> int:
+    """Return the bytes that a folder's levels may take.
+
+    Args:
+        folder: which need not exist yet.
+        there: bytes that its levels take already, which count as free.
+    """
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    return max(DISK_BYTES, int(DISK_SHARE * (shutil.disk_usage(existing).free + there)))
 
 
 def sweep(folder: Path) -> None:

@@ -70,7 +70,7 @@ class Code:
     parallel_efficiency: float = 0.8  # of all at once
     # The solve of each width begins with its own factorisation; or one factor serves all widths of a sub-block.
     factors: Literal["each_width", "each_block"] = "each_width"
-    # Prepared levels: remade whenever wanted, since 4 GiB of disk hold a dozen; or made once, by all, and fetched.
+    # Prepared levels: remade whenever wanted, as if no disk held them; or made once, by all, and fetched.
     levels: Literal["remade", "shared"] = "remade"
     width_step: int | None = None  # None: 128
     slopes: Literal["one_worker", "all_workers"] = "one_worker"  # or sequences, then layers, shared out

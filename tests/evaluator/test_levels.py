@@ -2,13 +2,14 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from evaluator.memory import levels_allowance
 from evaluator.pruning import levels as levels_module
-from evaluator.pruning.levels import Levels, sweep
+from evaluator.pruning.levels import Levels, disk_allowance, sweep
 from space import Architecture, Criterion
 from tests.evaluator.pieces import logits_of, make_surgeon, mixed
 
@@ -97,6 +98,17 @@ def test_the_folder_stays_within_its_bound(tmp_path, slow):
         for key in range(4):
             store.get(f"{process} {key}", maker(1, made, 0.15))
     assert 0 < sum(file.stat().st_size for file in tmp_path.iterdir()) <= 400
+
+
+def test_a_large_disk_may_be_used_more(tmp_path, monkeypatch):
+    free = 0
+    monkeypatch.setattr("evaluator.pruning.levels.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    folder = tmp_path / "not" / "there"
+    assert disk_allowance(folder) == 2**32
+    free = 2**40
+    assert disk_allowance(folder) == 2**37
+    free -= 2**36  # which its own levels take by now
+    assert disk_allowance(folder, 2**36) == 2**37
 
 
 def test_a_damaged_level_is_made_again(tmp_path, slow):
