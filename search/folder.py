@@ -1,7 +1,7 @@
 """The run folder: the artefacts of a run by name, each written whole or not at all.
 
-config.yaml layout.json latency.json texts.safetensors prepared/ measurements.db predictor/ study.db best.json
-report.html export/
+config.yaml layout.json latency.json texts.safetensors prepared/ measurements.db predictor/ held-out.json study.db
+best.json report.html export/
 """
 
 import json
