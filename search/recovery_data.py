@@ -50,7 +50,7 @@ class RecoverySettings:
     recipe: Recipe = field(default_factory=Recipe)
     data: tuple[str, ...] = ()
     answers: Answers = "self"
-    check_working: bool = True
+    check_working: bool = False
     examples: int | None = None
     text: tuple[str, ...] = ()
     text_length: int = 512
@@ -111,7 +111,11 @@ def gather_samples(
         if settings.answers == "self" and dense is not None:
             made = rewritten(dense, examples, settings, cache, reporter)
             examples = list(made.examples)
-            told.setdefault("rewritten", {})[named(source)] = {"share_kept": made.share_kept, "not_kept": made.counts}
+            told.setdefault("rewritten", {})[named(source)] = {
+                "share_kept": made.share_kept,
+                "not_kept": made.counts,
+                "check_working": settings.check_working,
+            }
         encoded = encode_examples(student.tokenizer, examples, longest)
         samples += encoded.samples
         told.setdefault("examples", {})[named(source)] = {

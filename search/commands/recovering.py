@@ -31,6 +31,9 @@ def recover(
             "as they are."
         ),
     ] = "self",
+    check_working: Annotated[
+        bool, typer.Option("--check-working", help="Keep a rewrite only if the sums on its way to a number hold, too.")
+    ] = False,
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,6 +92,7 @@ def recover(
         recipe,
         data=tuple(data or ()),
         answers=cast("Answers", answers),
+        check_working=check_working,
         examples=examples,
         text=texts,
         report=report,

@@ -55,6 +55,7 @@ class RecoverAsked(Asked):
     run: RunName
     data: Sources = ()
     answers: Literal["self", "given"] = "self"
+    check_working: bool = False
     text: Sources = ()
     steps: int = Field(400, ge=1, le=_MOST_COUNT)
     step_tokens: int = Field(1024, ge=8, le=_MOST_COUNT)
@@ -73,6 +74,7 @@ class RecoverAsked(Asked):
         given: dict[str, Any] = {
             "data": [gate.text(each) for each in self.data],
             "answers": self.answers,
+            "check-working": self.check_working,
             "text": [gate.text(each) for each in self.text],
             "steps": self.steps,
             "step-tokens": self.step_tokens,
@@ -191,5 +193,6 @@ def _options(given: dict[str, Any]) -> list[str]:
     found = []
     for name, value in given.items():
         values = value if isinstance(value, list | tuple) else [value]
-        found += [f"--{name}={each}" for each in values if each is not None]
+        wanted = [each for each in values if each is not None and each is not False]
+        found += [f"--{name}" if each is True else f"--{name}={each}" for each in wanted]
     return found

@@ -76,8 +76,8 @@ def variants(seed: int, quick: bool) -> dict[str, Variant]:
     recipe = Recipe(steps=4 if quick else STEPS, evaluate_every=50, seed=seed)
     length = 64 if quick else LENGTH
     examples = RecoverySettings(recipe, data=(GSM8K["train"],), examples=20 if quick else EXAMPLES, text_length=length)
-    given, own = replace(examples, answers="given"), replace(examples, answers="self")
-    by_number = replace(own, check_working=False)
+    given, by_number = replace(examples, answers="given"), replace(examples, answers="self")
+    own = replace(by_number, check_working=True)
     distilled = RecoverySettings(replace(recipe, distillation=1.0), text=("self",), text_length=length)
     return {
         "blocks": Variant("blocks"),
@@ -85,9 +85,9 @@ def variants(seed: int, quick: bool) -> dict[str, Variant]:
         "blocks_self": Variant("blocks", own),
         "blocks_self_by_number": Variant("blocks", by_number),
         "blocks_distilled": Variant("blocks", distilled),
-        "blocks_slerp": Variant("blocks", merged=("blocks_self", "blocks_distilled")),
+        "blocks_slerp": Variant("blocks", merged=("blocks_self_by_number", "blocks_distilled")),
         "searched": Variant("searched"),
-        "searched_self": Variant("searched", own),
+        "searched_self_by_number": Variant("searched", by_number),
         "searched_distilled": Variant("searched", distilled),
     }
 
@@ -110,7 +110,7 @@ def main() -> None:
         for variant in options.variant or variants(options.seed, options.quick):
             bench.row(variant, lambda variant=variant: bench.measure(bench.model(variant)))
     if "drafts" in parts:
-        for variant in ("blocks", "blocks_self", "blocks_distilled", "searched", "searched_distilled"):
+        for variant in ("blocks", "blocks_self_by_number", "blocks_distilled", "searched", "searched_distilled"):
             bench.row(f"draft {variant}", lambda variant=variant: bench.draft(variant))
     if "ranking" in parts:
         bench.row("ranking", bench.ranking)
@@ -263,7 +263,7 @@ def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
         ("blocks_distilled", "blocks_given"),
         ("blocks_slerp", "blocks_given"),
         ("searched", "blocks"),
-        ("searched_self", "blocks_self"),
+        ("searched_self_by_number", "blocks_self_by_number"),
         ("searched_distilled", "blocks_distilled"),
     ):
         if one in models and other in models:

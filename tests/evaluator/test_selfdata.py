@@ -83,6 +83,12 @@ def test_what_is_right_is_kept_and_all_else_stays(chatty, tmp_path):
     assert rewrite(chatty, [], cache=tmp_path).share_kept == 0
 
 
+def test_the_way_to_a_number_is_looked_at_where_that_is_asked(chatty, tmp_path, monkeypatch):
+    monkeypatch.setattr(selfdata, "_batch", lambda _, part, *__: [("2 + 3 = 6, so 5.\n#### 5", True)] * len(part))
+    assert rewrite(chatty, [RIGHT], cache=tmp_path).reasons == (None,)
+    assert rewrite(chatty, [RIGHT], check_working=True, cache=tmp_path).reasons == ("wrong_working",)
+
+
 def test_what_is_cut_off_is_not_kept(chatty, tmp_path):
     made = rewrite(chatty, [RIGHT, WORDS], most_tokens=10, cache=tmp_path)
     assert made.examples == (RIGHT, WORDS)

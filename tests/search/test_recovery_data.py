@@ -77,8 +77,9 @@ def test_what_passed_the_check_is_learned_in_its_place(finished_run, tmp_path, m
     given, learned, train = read_examples(str(file)), [], recovery.fine_tune
     made = [Example(given[0].instruction, "So he went home."), *given[1:]]
 
-    def rewrite(dense, examples, **_):
+    def rewrite(dense, examples, check_working, **_):
         assert examples == given
+        assert check_working
         return SelfData(tuple(made), (None, "echo", "echo", "unfinished"))
 
     def fine_tune(student, samples, *rest):
@@ -87,8 +88,12 @@ def test_what_passed_the_check_is_learned_in_its_place(finished_run, tmp_path, m
 
     monkeypatch.setattr(recovery_data, "rewrite", rewrite)
     monkeypatch.setattr(recovery, "fine_tune", fine_tune)
-    told = recovered(capsys, finished_run, "--data", file, *SHORT)["recovery"]
-    assert told["rewritten"] == {"rows.jsonl": {"share_kept": 0.25, "not_kept": {"echo": 2, "unfinished": 1}}}
+    told = recovered(capsys, finished_run, "--data", file, "--check-working", *SHORT)["recovery"]
+    assert told["rewritten"]["rows.jsonl"] == {
+        "share_kept": 0.25,
+        "not_kept": {"echo": 2, "unfinished": 1},
+        "check_working": True,
+    }
     assert sorted(learned) == sorted(example.answer.strip() for example in made)
 
 
