@@ -34,8 +34,9 @@ def total(scores, rows):
     return sum(own[rows[:, column]] for column, own in enumerate(scores))
 
 
-@pytest.mark.parametrize("metric", ["parameters", "kv_cache_bytes_per_token"])
-@pytest.mark.parametrize("amount", [0.7, 0.5])
+@pytest.mark.parametrize(
+    ("metric", "amount"), [("parameters", 0.7), ("kv_cache_bytes_per_token", 0.7), ("kv_cache_bytes_per_token", 0.5)]
+)
 def test_the_best_of_all_may_take_all_of_the_budget(metric, amount, monkeypatch):
     """Where each step costs and helps alike, the optimum is the limit itself, and there are many."""
     monkeypatch.setattr(exact, "_SECONDS", 4.0)  # it is soon found, and not proved in five times as long

@@ -4,23 +4,11 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import time
+from pathlib import Path
 
-from tests.search.command import start
+from tests.search.command import PATIENCE, forking
 from tests.search.test_run import pairs_of
-
-PATIENCE = 300.0  # seconds; twenty times what it takes on an idle machine
-
-
-def finish(process):
-    """Wait for a process, and leave none behind; returns its exit code and standard error."""
-    try:
-        _, error = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, error
 
 
 def count(file, query):
@@ -53,15 +41,15 @@ def exporting(folder):
     return (folder / ".export.partial").exists() or (folder / "export").exists()
 
 
-def stop_when(reached, folder, process, how):
-    """Send a signal as soon as a run has come so far, and return its exit code and standard error."""
+def stop_when(reached, folder, commands, process, how):
+    """Send a signal as soon as a run has come so far, and return its exit code and what it printed."""
     until = time.monotonic() + PATIENCE
     while not reached(folder):
-        assert process.poll() is None, process.communicate()
+        assert Path(f"/proc/{process}").exists(), commands.finish(process)
         assert time.monotonic() < until, f"never came to {reached.__name__}"
         time.sleep(0.002)
-    os.kill(process.pid, how)
-    return finish(process)
+    os.kill(process, how)
+    return commands.finish(process)
 
 
 # In this order, each on what the one before left behind.
@@ -73,19 +61,20 @@ def test_a_run_that_is_stopped_again_and_again_ends_like_an_undisturbed_one(smal
     folder = tmp_path / "run"
     command = ("run", "--config", small_config, "--out", folder)
     came_to = []
-    for reached, how in STOPS:
-        code, error = stop_when(reached, folder, start(*command), how)
-        assert (reached.__name__, code) == (reached.__name__, 130 if how == signal.SIGINT else -how)
-        if how == signal.SIGINT:
-            assert error.endswith("Stopped; the same command goes on from here.\n")
-            assert "Traceback" not in error
-            assert "Aborted" not in error
-        assert not (folder / "best.json").exists()
-        came_to.append(pairs_of(folder))
-        assert came_to[-1] == pairs_of(finished_folder)[: len(came_to[-1])]
+    with forking(tmp_path / "log") as commands:
+        for reached, how in STOPS:
+            code, told = stop_when(reached, folder, commands, commands.start(*command), how)
+            assert (reached.__name__, code) == (reached.__name__, 130 if how == signal.SIGINT else -how)
+            if how == signal.SIGINT:
+                assert told.endswith("Stopped; the same command goes on from here.\n")
+                assert "Traceback" not in told
+                assert "Aborted" not in told
+            assert not (folder / "best.json").exists()
+            came_to.append(pairs_of(folder))
+            assert came_to[-1] == pairs_of(finished_folder)[: len(came_to[-1])]
+        code, told = commands.finish(commands.start(*command))
+    assert code == 0, told
     assert len(came_to[0]) < len(came_to[1]) < len(came_to[2])
-    code, error = finish(start(*command))
-    assert code == 0, error
     assert pairs_of(folder) == pairs_of(finished_folder)
     mine, undisturbed = (json.loads((path / "best.json").read_text()) for path in (folder, finished_folder))
     assert mine["architecture"] == undisturbed["architecture"]

@@ -24,28 +24,24 @@ def shares(best, name="nonzero_parameters"):
     return {key: model["cost"][name] / best["dense_cost"][name] for key, model in models.items()}
 
 
-@pytest.mark.parametrize("weights", ["wanda", "sparsegpt"])
-def test_by_sparsity(weights, stories, tmp_path):
+@pytest.mark.parametrize(("weights", "dtype"), [("wanda", "bfloat16"), ("sparsegpt", "float32")])
+def test_by_sparsity(weights, dtype, stories, tmp_path, monkeypatch):
+    monkeypatch.setitem(SMALL_RUN, "dtype", dtype)
     best = search_under("nonzero_parameters=0.6", {"weights": weights}, stories, tmp_path / "run")
     found = shares(best)
     assert {"uniform", "uniform_whole_ends", "owl", "global_threshold", "winner"} <= set(found)
     assert all(0.55 < share <= 0.6 for name, share in found.items() if name != "dense")
     assert set(shares(best, "parameters").values()) == {1.0}  # nothing is sliced, so nothing is updated either
     assert not any(name.endswith("_no_update") for name in found)
+    assert best["environment"]["dtype"] == dtype
+    if dtype == "bfloat16":
+        agreement = best["environment"]["dtype_agreement"]
+        assert 0 < agreement["kl"] < 0.05
+        assert agreement["same_best"] > 0.9
     weights_file = load_file(tmp_path / "run" / "export" / "model.safetensors")
     for index, layer in enumerate(Architecture.from_dict(best["architecture"]).layers):
         zeros = (weights_file[f"model.layers.{index}.mlp.down_proj.weight"] == 0).float().mean()
         assert float(zeros) == pytest.approx(layer.mlp_sparsity, abs=0.01)
-
-
-def test_in_reduced_precision(stories, tmp_path, monkeypatch):
-    monkeypatch.setitem(SMALL_RUN, "dtype", "bfloat16")
-    best = search_under("nonzero_parameters=0.6", {}, stories, tmp_path / "run")
-    assert best["environment"]["dtype"] == "bfloat16"
-    agreement = best["environment"]["dtype_agreement"]
-    assert 0 < agreement["kl"] < 0.05
-    assert agreement["same_best"] > 0.9
-    assert shares(best)["winner"] <= 0.6
 
 
 def test_by_a_pattern(stories, tmp_path):
