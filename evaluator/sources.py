@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -130,6 +129,8 @@ def _lines(path: Path, content: str) -> Iterator[str]:
 
 def _rows(path: Path) -> Iterator[str]:
     try:
+        import pandas as pd  # late: half a second, which most commands do not need
+
         table = pd.read_parquet(path, columns=["text"])
     except ImportError:
         raise TextError(

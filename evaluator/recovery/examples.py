@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -119,6 +118,8 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _table_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
+        import pandas as pd  # late, see `evaluator.sources`
+
         table = pd.read_parquet(path)
     except ImportError:
         raise TextError(

@@ -3,17 +3,19 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from evaluator.checkpoint import DenseModel
 from evaluator.pruning import projections
 from evaluator.recovery.masked import add_masked, is_sparse, take_out
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _ACTIVATION_VALUES = 16  # kept of a layer for each of its hidden units, about, beside 3 for each MLP channel
 _LARGEST_SHARE = 0.5  # of the free memory that activations may take before they are computed again instead
@@ -94,8 +96,10 @@ def _projections_of(student: DenseModel) -> dict[str, nn.Module]:
     }
 
 
-def _with_additions(student: DenseModel, paths: list[str], rank: int, scale: float, seed: int) -> PeftModel:
+def _with_additions(student: DenseModel, paths: list[str], rank: int, scale: float, seed: int) -> "PeftModel":
     """Return the model with additions to its projections."""
+    from peft import LoraConfig, PeftModel, get_peft_model  # late, so that no other command waits for it
+
     settings = LoraConfig(
         r=rank,
         lora_alpha=scale * rank,  # type: ignore[arg-type]  # peft says int, and divides it by the rank

@@ -105,7 +105,7 @@ class TestRefusals:
 
     def test_a_damaged_model_says_what_its_client_said(self, finished_run, capsys):
         (finished_run / "export" / "model.safetensors").write_bytes(b"junk")
-        assert call("bench", finished_run / "export", *SHORT) == 2
+        assert call("bench", finished_run / "export", finished_run / "export", *SHORT) == 2
         assert "must run in its client to be timed" in refusal(capsys.readouterr().err)
 
     def test_too_few_rounds(self):

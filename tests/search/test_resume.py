@@ -79,6 +79,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_like_an_undisturbed_one(smal
     mine, undisturbed = (json.loads((path / "best.json").read_text()) for path in (folder, finished_folder))
     assert mine["architecture"] == undisturbed["architecture"]
     assert mine["predicted"] == undisturbed["predicted"]
+    assert mine["measured"]["report"]["nll"] == undisturbed["measured"]["report"]["nll"]
     assert [path.name for path in folder.rglob("*") if "partial" in path.name or path.name.endswith(".old")] == []
     weights = [(path / "export" / "model.safetensors").read_bytes() for path in (folder, finished_folder)]
     assert weights[0] == weights[1]

@@ -143,50 +143,50 @@ def test_values_and_order_survive(tmp_path):
     assert [architecture for architecture, _ in opened(tmp_path).trials(0)] == order
 
 
-_WORKER = """
-import sys, time
+# Forked after the imports, which take longer than all else, and begun together.
+_WORKERS = """
+import os, sys, time
 from pathlib import Path
 from search.study import ArchitectureStudy
 from tests.predictor.synthetic import SPACE, measure
 from tests.search.test_sampler import sampler
 
-folder, log = Path(sys.argv[1]), Path(sys.argv[2])
+folder, *logs = map(Path, sys.argv[1:])
 
-def told(architecture, origin):
-    with log.open("a") as stream:
-        stream.write(architecture.fingerprint + "\\n")
-    time.sleep(0.05)
-    return measure([architecture], 0)[0]
 
-study = ArchitectureStudy(folder / "study.db", SPACE, sampler(), "here")
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(8):
-    study.ask(0, "random", told)
+def work(log):
+    def told(architecture, origin):
+        with log.open("a") as stream:
+            stream.write(architecture.fingerprint + "\\n")
+        time.sleep(0.05)
+        return measure([architecture], 0)[0]
+
+    study = ArchitectureStudy(folder / "study.db", SPACE, sampler(), "here")
+    os.write(ready[1], b"r")
+    os.read(go[0], 1)
+    for _ in range(8):
+        study.ask(0, "random", told)
+
+
+ready, go = os.pipe(), os.pipe()
+workers = []
+for log in logs:
+    if not (process := os.fork()):
+        work(log)
+        os._exit(0)
+    workers.append(process)
+for _ in workers:
+    os.read(ready[0], 1)
+os.write(go[1], b"g" * len(workers))
+assert [os.waitpid(process, 0)[1] for process in workers] == [0] * len(workers)
 """
 
 
 def test_two_workers_on_one_study_measure_nothing_twice(tmp_path):
+    """With the same seed, at the same time: without care they ask for the same."""
     opened(tmp_path).close()
     logs = [tmp_path / "first", tmp_path / "second"]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(tmp_path), str(log)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for log in logs
-    ]
-    for worker in workers:
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:  # the same seed, at the same time: without care they ask for the same
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    for worker in workers:
-        worker.communicate(timeout=120)
-        assert worker.returncode == 0
+    subprocess.run([sys.executable, "-c", _WORKERS, *map(str, (tmp_path, *logs))], cwd=ROOT, check=True, timeout=120)
     measured = [log.read_text().split() for log in logs]
     assert [len(own) for own in measured] == [8, 8]
     assert len(set(measured[0] + measured[1])) == 16
