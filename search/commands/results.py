@@ -164,6 +164,9 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     tokens: Annotated[int, typer.Option(help="Tokens to add.", min=1)] = 60,
     seed: Annotated[int | None, typer.Option(help="Sample with this seed; default the likeliest text.", min=0)] = None,
+    beside: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Another model, which continues the same text after it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Let an exported model, or the dense one, continue a text."""
@@ -171,4 +174,8 @@ def generate(
 
     with redirect_stdout(sys.stderr):
         text = generate_text(model, prompt, tokens, seed)
-    print_json({"text": text}) if as_json else print(text)
+        other = None if beside is None else generate_text(beside, prompt, tokens, seed)
+    if as_json:
+        print_json({"text": text} if other is None else {"text": text, "beside": other})
+    else:
+        print(text if other is None else f"{model}:\n{text}\n\n{beside}:\n{other}")

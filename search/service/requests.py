@@ -169,13 +169,8 @@ class GenerateAsked(Asked):
                 f"A model that speaks must be a Hugging Face export, but {self.export!r} of {self.run} is none; see "
                 "GET /api/runs/RUN/exports."
             )
-        options = _options({"tokens": self.tokens, "seed": self.seed})
-        both = (run.config().model, str(export))
-        return (
-            f"Hear {self.run}",
-            self.run,
-            [["generate", *options, "--json", "--", each, self.prompt] for each in both],
-        )
+        options = _options({"tokens": self.tokens, "seed": self.seed, "beside": str(export)})
+        return f"Hear {self.run}", self.run, [["generate", *options, "--json", "--", run.config().model, self.prompt]]
 
 
 JobAsked = Annotated[RunAsked | RecoverAsked | StudyAsked | ExportAsked | GenerateAsked, Field(discriminator="kind")]

@@ -112,15 +112,22 @@ class TestJson:
         assert told["architecture"] == RunFolder(finished_run).best()["architecture"]
         assert (finished_run / "report.html").stat().st_size > 10_000
 
-    def test_export_and_generate(self, finished_run, tmp_path, capsys):
+    def test_export_and_generate(self, finished_run, stories, tmp_path, capsys):
         assert call("export", finished_run, "--out", tmp_path / "mine", "--json") == 0
         told = printed(capsys)
         assert (told["export"], told["checked"]) == (str(tmp_path / "mine"), True)
         assert told["files"]["model.safetensors"]["bytes"] == (tmp_path / "mine" / "model.safetensors").stat().st_size
         same = [(path / "model.safetensors").read_bytes() for path in (tmp_path / "mine", finished_run / "export")]
         assert same[0] == same[1]
-        assert call("generate", tmp_path / "mine", "Once upon a time", "--tokens", 8, "--json") == 0
-        assert printed(capsys)["text"].startswith("Once upon a time")
+        said = ("Once upon a time", "--tokens", 8)
+        assert call("generate", tmp_path / "mine", *said, "--json") == 0
+        text = printed(capsys)["text"]
+        assert text.startswith("Once upon a time")
+        assert call("generate", stories, *said, "--beside", tmp_path / "mine", "--json") == 0
+        both = printed(capsys)
+        assert both["beside"] == text != both["text"]
+        assert call("generate", stories, *said, "--beside", tmp_path / "mine") == 0
+        assert capsys.readouterr().out == f"{stories}:\n{both['text']}\n\n{tmp_path / 'mine'}:\n{text}\n"
         texts = []
         for seed in (1, 1, 2):
             assert call("generate", tmp_path / "mine", "Once upon a time", "--tokens", 12, "--seed", seed) == 0

@@ -120,6 +120,8 @@ def test_a_full_disk_fails_its_job_alone(client, runs, small_settings, small_dis
         until(client, "once", "succeeded")
     finally:
         subprocess.run(["umount", "--lazy", runs / "full"], check=True)
-    texts = [told["text"] for told in client.get("/api/jobs/once/output").json()]
-    assert len(texts) == 2
+    [told] = client.get("/api/jobs/once/output").json()
+    assert set(told) == {"text", "beside"}
+    texts = told.values()
+    assert len(set(texts)) == 2
     assert all(text.startswith("Once upon a time") and len(text) > 20 for text in texts)

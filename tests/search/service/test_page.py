@@ -102,7 +102,9 @@ def test_a_search_from_the_form_to_an_export_that_loads(opened, small_settings, 
     page.wait_for_url("**/jobs/*")
     expect(page.locator("#state")).to_have_text("running")
     expect(page.locator("#stage")).to_contain_text("Measuring", timeout=1000 * PATIENCE)
+    assert page.locator(".buttons > :visible").all_inner_texts() == ["Cancel"]
     expect(page.locator("#state")).to_have_text("succeeded", timeout=1000 * PATIENCE)
+    assert page.locator(".buttons > :visible").all_inner_texts() == ["Open the run", "Forget this job"]
     page.get_by_role("link", name="Open the run").click()
     ready(page)
     assert (runs / "ours" / "best.json").exists()
@@ -132,6 +134,14 @@ def test_a_search_from_the_form_to_an_export_that_loads(opened, small_settings, 
     for layer, kept in enumerate(layers):
         words = f"{kept['mlp_width']} of 172" if kept["mlp_width"] else "removed"
         expect(page.get_by_label(f"Layer {layer}, MLP width")).to_have_attribute("aria-valuetext", words)
+
+    page.get_by_label("Tokens").fill("12")
+    page.get_by_role("button", name="Let both continue").click()
+    texts = page.locator("#texts section")
+    expect(texts).to_have_count(2, timeout=1000 * PATIENCE)
+    told = texts.all_inner_texts()
+    assert [text.startswith(f"{name}\n") for name, text in zip(("Dense", "Pruned"), told, strict=True)] == [True] * 2
+    assert all("Once upon a time" in text for text in told)
 
     page.get_by_role("button", name="padded").click()
     link = page.get_by_role("link", name="Download export-padded")

@@ -16,6 +16,7 @@ function show(job) {
   by("reason").hidden = !job.reason;
   by("reason").textContent = job.reason || "";
   if (told?.said?.length) by("said").replaceChildren(...told.said.map((line) => element("li", {}, line)));
+  else if (!["queued", "running"].includes(job.state)) by("said").replaceChildren(element("li", { className: "muted" }, "Nothing."));
   by("cancel").hidden = !["queued", "running"].includes(job.state);
   by("resume").hidden = !["failed", "cancelled"].includes(job.state);
   by("delete").hidden = ["queued", "running"].includes(job.state);
@@ -28,12 +29,12 @@ function show(job) {
 }
 
 async function hear() {
-  const [dense, pruned] = await ask(`${path}/output`);
+  const [told] = await ask(`${path}/output`);
   const texts = by("texts");
   texts.hidden = false;
   texts.replaceChildren(
-    ...[["Dense", dense], ["Pruned", pruned]].map(([name, told]) =>
-      element("section", {}, element("h2", {}, name), element("p", {}, told?.text ?? "")),
+    ...[["Dense", told?.text], ["Pruned", told?.beside]].map(([name, text]) =>
+      element("section", {}, element("h2", {}, name), element("p", {}, text ?? "")),
     ),
   );
 }

@@ -214,9 +214,9 @@ function speak() {
     try {
       const shown = (job) => by("texts").replaceChildren(element("p", { className: "muted" }, inWords(job)));
       const job = await work({ kind: "generate", run, prompt: form.get("prompt"), tokens: Number(form.get("tokens")) }, shown);
-      const told = await ask(`/api/jobs/${job.id}/output`);
-      by("texts").replaceChildren(...["Dense", "Pruned"].map((name, i) =>
-        element("section", { className: "card" }, element("h3", {}, name), element("p", {}, told[i].text))));
+      const [told] = await ask(`/api/jobs/${job.id}/output`);
+      by("texts").replaceChildren(...[["Dense", told.text], ["Pruned", told.beside]].map(([name, text]) =>
+        element("section", { className: "card" }, element("h3", {}, name), element("p", {}, text))));
     } finally {
       button.disabled = false;
     }
