@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException  # FastAPI's own is a kind of it
 
 from search.refusals import refusal
 from search.service.answers import Refused
@@ -16,7 +18,7 @@ from search.service.api import ROUTERS
 from search.service.asking import Oracle
 from search.service.gate import Gate
 from search.service.guard import Guard, Tokens, refusals_told
-from search.service.page import STATIC
+from search.service.page import STATIC, refused_page
 from search.service.page import router as page
 from search.service.queue import JobMissingError, JobQueue
 from search.service.settings import ServiceSettings
@@ -75,6 +77,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_middleware(Guard, settings=settings, tokens=tokens, metrics=metrics)
     app.add_middleware(Telemetry, metrics=metrics)
+    app.add_exception_handler(HTTPException, _missing)
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(SecateurError, _refused)
     app.add_exception_handler(OSError, _disk)
@@ -86,7 +89,14 @@ async def _refused(request: Request, error: Exception) -> Response:
     missing = isinstance(error, JobMissingError)
     status = 404 if missing else 409 if isinstance(error, RunFolderError) else 422
     log("refused", logging.WARNING, id=request.state.request_id, reason=type(error).__name__, sentence=str(error)[:500])
-    return JSONResponse({"detail": str(error)}, status)
+    return refused_page(request, str(error), status) or JSONResponse({"detail": str(error)}, status)
+
+
+async def _missing(request: Request, error: Exception) -> Response:
+    """Tell that what a path names is not there."""
+    assert isinstance(error, HTTPException)
+    page = refused_page(request, str(error.detail), error.status_code)
+    return page or await http_exception_handler(request, error)
 
 
 async def _unreadable(request: Request, error: Exception) -> Response:
@@ -95,7 +105,7 @@ async def _unreadable(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     sentence = f"{place} must be as /openapi.json says: {first['msg']}; change it."
-    return JSONResponse({"detail": sentence}, 422)
+    return refused_page(request, sentence, 422) or JSONResponse({"detail": sentence}, 422)
 
 
 async def _disk(request: Request, error: Exception) -> Response:

@@ -5,6 +5,6 @@
 /jobs/ID     a job: progress as it happens, its log, the command that it comes to
 """
 
-from search.service.page.routes import STATIC, router
+from search.service.page.routes import STATIC, refused_page, router
 
-__all__ = ["STATIC", "router"]
+__all__ = ["STATIC", "refused_page", "router"]

@@ -38,6 +38,21 @@ def _rendered(request: Request, name: str, **told: Any) -> HTMLResponse:
     return templates.TemplateResponse(request, name, told, headers={"cache-control": "no-cache"})
 
 
+def refused_page(request: Request, sentence: str, status: int) -> HTMLResponse | None:
+    """Return a page that says why a page is not to be had; None where no person asked for one.
+
+    Args:
+        request: what was asked.
+        sentence: the reason.
+        status: of the answer.
+    """
+    if request.url.path.startswith("/api/") or "text/html" not in request.headers.get("accept", ""):
+        return None
+    page = _rendered(request, "refused.html", sentence=sentence, session=False)
+    page.status_code = status
+    return page
+
+
 @router.get("/")
 async def home(request: Request, service: Served) -> HTMLResponse:
     """Show runs and jobs, and a form for a new search."""

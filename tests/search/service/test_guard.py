@@ -151,6 +151,22 @@ class TestLimits:
         assert int(answer.headers["retry-after"]) >= 1
 
 
+def test_a_person_is_told_on_a_page(client):
+    for path, words in (
+        ("runs/none", "A run must be there"),
+        ("runs/<i>none", "must be as /openapi.json says"),
+        ("nothing", "Not Found"),
+    ):
+        page = client.get(f"/{path}", headers={"Accept": "text/html,*/*;q=0.8"})
+        assert page.status_code in (404, 409, 422)
+        assert page.headers["content-type"].startswith("text/html")
+        assert "<h1>Not to be had</h1>" in page.text
+        assert words in page.text
+        assert "<i>" not in page.text
+    assert sentence_of(client.get("/runs/none")).startswith("A run must be there")
+    assert sentence_of(client.get("/api/runs/none", headers={"Accept": "text/html"})).startswith("A run must be there")
+
+
 class TestTelemetry:
     def test_a_request_has_an_id_in_answer_and_log(self, client, logged):
         answer = client.get("/api/runs", headers={"X-Request-ID": "mine-1"})
