@@ -282,12 +282,15 @@ def _submit_and_kill(
             if len(killed) == most:
                 continue
             what = rng.choice(["web", "worker", "job"])
-            web = psutil.Process(process.pid)
-            victims = {"web": [web], "worker": web.children()}
-            victims["job"] = [child for worker in web.children() for child in worker.children()]
-            if not victims[what]:
+            try:
+                web = psutil.Process(process.pid)
+                victims = {"web": [web], "worker": web.children()}
+                victims["job"] = [child for worker in web.children() for child in worker.children()]
+                if not victims[what]:
+                    continue
+                rng.choice(victims[what]).kill()
+            except psutil.NoSuchProcess:  # it has just ended by itself
                 continue
-            rng.choice(victims[what]).kill()
             killed.append((what, False, name))
             if what == "web":
                 process.wait()
