@@ -271,7 +271,7 @@ def _submit_and_kill(
         asked = {"kind": "run", "name": name, "settings": settings}
         httpx.post(f"{address}/api/jobs", json=asked, headers={"Idempotency-Key": name}, timeout=60).raise_for_status()
         while True:
-            wait = rng.uniform(0.5, 8.0)
+            wait = rng.uniform(0.5, 20.0)  # a job takes six seconds to begin, and fifteen to end
             end = time.monotonic() + wait
             while time.monotonic() < end:
                 state = httpx.get(f"{address}/api/jobs/{name}", timeout=60).json()["state"]
