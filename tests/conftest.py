@@ -47,9 +47,17 @@ SMALL_RUN = {
     },
 }
 
+# First, so that no process is left alone with one of them in the end.
+LONGEST = ("test_jobs.py", "test_page.py", "test_engine.py", "test_resume.py", "test_evaluating.py")
+
 # The same examples every time, so that a suite that passed passes again; `--hypothesis-profile default` draws others.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="session")
