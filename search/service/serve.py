@@ -52,7 +52,7 @@ def _reach(option: str, text: str) -> None:
     """Raise where a database cannot be reached; what was given is not told, since it may hold a password."""
     try:
         url = sa.make_url(text)
-        if url.get_backend_name() != "postgresql":
+        if url.get_backend_name() not in ("postgres", "postgresql"):
             raise ValueError
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ValueError):
         raise SettingError(

@@ -46,6 +46,8 @@ class ServiceSettings(BaseModel):
         """Where DBOS keeps the jobs; not to be shown."""
         if self.database is not None:
             url = sa.make_url(self.database.get_secret_value())
+            if url.drivername == "postgres":  # as hosts of databases write it
+                url = url.set(drivername="postgresql")
             # Else a database in the C locale answers in bytes.
             told = url.update_query_dict({"client_encoding": "utf8", **url.query})
             return told.render_as_string(hide_password=False)

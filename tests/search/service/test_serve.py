@@ -39,6 +39,7 @@ def test_a_database_that_is_not_there(refused, tmp_path, monkeypatch):
     port = free_port()
     url = f"postgresql://gardener:hunter2@127.0.0.1:{port}/garden"
     assert f"must be within reach, but 127.0.0.1:{port}/garden is not" in refused("--database", url)
+    assert "must be within reach" in refused("--database", url.replace("postgresql:", "postgres:"))
     monkeypatch.setenv("GARDEN", url)
     assert "The database of --run-database must be within reach" in refused("--run-database", "GARDEN")
     assert not (tmp_path / "runs").exists()
