@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from search.comparison import PairRow
 from search.folder import RunFolder
+from search.service.postgres import engine_of
 from space import GENES, Architecture, RunFolderError, SearchSpace
 
 _COLUMNS = (
@@ -113,9 +114,7 @@ def _engine(run: RunFolder, variable: str | None) -> sa.Engine:
             f"The URL of the database of {run.path.name!r} must be in the environment variable {variable}, but that is "
             "not set; start the service with it."
         )
-    told = {"options": f"-csearch_path={run.read_json(run.database_file)['schema']}", "client_encoding": "utf8"}
-    place = sa.make_url(url).set(drivername="postgresql+psycopg")
-    return sa.create_engine(place, connect_args=told, hide_parameters=True)
+    return engine_of(url, run.read_json(run.database_file)["schema"])
 
 
 def pair_table(found: pd.DataFrame, space: SearchSpace) -> pd.DataFrame:

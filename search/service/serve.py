@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import sqlalchemy as sa
 import uvicorn
 from filelock import FileLock, Timeout
 
 from search.service.app import create_app
 from search.service.guard import Tokens
+from search.service.postgres import reach
 from search.service.settings import ServiceSettings
 from search.service.telemetry import begin_logging
 from space import RunFolderError, SettingError
@@ -37,7 +37,7 @@ def serve(settings: ServiceSettings, new_token: bool = False) -> None:
 def _check_databases(settings: ServiceSettings) -> None:
     """Reach the databases that the operator names, before any job finds out."""
     if settings.database is not None:
-        _reach("--database", settings.database.get_secret_value())
+        reach("--database", settings.database.get_secret_value())
     if variable := settings.run_database:
         url = os.environ.get(variable)
         if not url:
@@ -45,36 +45,7 @@ def _check_databases(settings: ServiceSettings) -> None:
                 f"The URL of the runs' database must be in the environment variable {variable}, but that is not set; "
                 f"export {variable}=postgresql://USER@HOST/NAME."
             )
-        _reach("--run-database", url)
-
-
-def _reach(option: str, text: str) -> None:
-    """Raise where a database cannot be reached; what was given is not told, since it may hold a password."""
-    try:
-        url = sa.make_url(text)
-        if url.get_backend_name() not in ("postgres", "postgresql"):
-            raise ValueError
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ValueError):
-        raise SettingError(
-            f"The database of {option} must be given as postgresql://USER@HOST/NAME, but what was given is no such "
-            "URL; correct it, or leave it out to keep all in SQLite, among the runs."
-        ) from None
-    try:
-        told = {"connect_timeout": 10, "client_encoding": "utf8"}
-        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), connect_args=told)
-        with engine.connect():
-            pass
-        engine.dispose()
-    except ImportError:
-        raise SettingError(
-            "PostgreSQL is spoken to by psycopg, which is not installed; pip install 'secateur[postgres]'."
-        ) from None
-    except sa.exc.DatabaseError:
-        place = f"{url.host or 'localhost'}:{url.port or 5432}/{url.database or ''}"
-        raise SettingError(
-            f"The database of {option} must be within reach, but {place} is not; start it, or correct its address, "
-            "user or password."
-        ) from None
+        reach("--run-database", url)
 
 
 @contextmanager

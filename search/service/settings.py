@@ -25,10 +25,10 @@ class ServiceSettings(BaseModel):
     slots: int = Field(1, ge=1, le=64)  # jobs at once: each takes all the cores that torch finds
     # DBOS's database; None takes SQLite in the runs' folder. It may hold a password, so it is shown nowhere.
     database: SecretStr | None = None
-    # Of the workers, which take up their own jobs after a crash: two services on one database need two.
     # Where runs keep pairs and studies, and where they measure: not for requests to say, which would reach any machine.
     run_database: str | None = Field(None, pattern="^[A-Za-z_][A-Za-z0-9_]*$")  # environment variable with the URL
     dask: str | None = None  # address of a scheduler
+    # Of the workers, which take up their own jobs after a crash: two services on one database need two.
     name: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     token_required: bool = False  # on this machine, too
     most_body_bytes: int = Field(_MOST_BODY_BYTES, ge=1024)
