@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 _LINE_SECONDS = 15.0  # where there is no terminal, a line this often
+_PACE_SECONDS = 60.0  # a rate is of the last minute
 
 
 class Advance(Protocol):
@@ -29,8 +31,8 @@ def listen(listener: Listener) -> None:
     """Tell a function of all progress in this process from now on.
 
     Args:
-        listener: gets `{"said": line}`, or `{"stage": title, "done": amount, "total": amount, "unit": word, "note":
-            text}` at each step of a stage.
+        listener: gets `{"said": line}`, or `{"stage": title, "done": amount, "total": amount, "unit": word, "rate":
+            amount a second or 0 where it is not known yet, "note": text}` at each step of a stage.
     """
     _listeners.append(listener)
 
@@ -38,6 +40,29 @@ def listen(listener: Listener) -> None:
 def _tell(event: dict[str, Any]) -> None:
     for listener in _listeners:
         listener(event)
+
+
+class _Pace:
+    """How fast a stage goes now.
+
+    What the first word tells is not counted, as in rich's: a stage that goes on after a kill begins with all that was
+    done before.
+    """
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def at(self, done: int) -> float:
+        """Return the units a second at the moment that so many are done; 0 where it is not known yet."""
+        now = time.monotonic()
+        if not self._marks:
+            self._marks.append((now, done))
+        while len(self._marks) > 1 and self._marks[1][0] < now - _PACE_SECONDS:
+            self._marks.popleft()
+        since, before = self._marks[0]
+        if now - self._marks[-1][0] >= 1:
+            self._marks.append((now, done))
+        return (done - before) / (now - since) if now > since else 0.0
 
 
 class _Rate(ProgressColumn):
@@ -76,15 +101,16 @@ class Reporter:
             A function to be told of each amount of work done.
         """
         with self._shown(title, total, unit) as show:
-            done = 0
+            done, pace = 0, _Pace()
+            told = {"stage": title, "total": total, "unit": unit}
 
             def advance(amount: int, note: str = "", /) -> None:
                 nonlocal done
                 done += amount
-                _tell({"stage": title, "done": done, "total": total, "unit": unit, "note": note})
+                _tell({**told, "done": done, "rate": pace.at(done), "note": note})
                 show(amount, note)
 
-            _tell({"stage": title, "done": 0, "total": total, "unit": unit, "note": ""})
+            _tell({**told, "done": 0, "rate": 0.0, "note": ""})
             yield advance
 
     @contextmanager
@@ -110,21 +136,18 @@ class Reporter:
     @contextmanager
     def _lines(self, title: str, total: int, unit: str) -> Iterator[Advance]:
         started = last = time.monotonic()
-        done = 0
+        done, pace = 0, _Pace()
 
         def advance(amount: int, note: str = "", /) -> None:
             nonlocal done, last
             done += amount
-            now = time.monotonic()
+            rate, now = pace.at(done), time.monotonic()
             if now - last >= _LINE_SECONDS and done < total:
                 last = now
-                rate = done / (now - started)
-                print(
-                    f"{title}: {done:,} of {total:,} {unit}, {rate:,.1f}/s, {(total - done) / rate:,.0f} s left"
-                    + (f", {note}" if note else ""),
-                    file=sys.stderr,
-                    flush=True,
-                )
+                speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+                left = f"{speed}/s, {(total - done) / rate:,.0f} s left" if rate else ""
+                said = ", ".join(filter(None, (f"{title}: {done:,} of {total:,} {unit}", left, note)))
+                print(said, file=sys.stderr, flush=True)
 
         yield advance
         seconds = time.monotonic() - started

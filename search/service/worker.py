@@ -148,8 +148,6 @@ class Running:
             if "said" in event:
                 self._told["said"] = [*self._told["said"], event["said"]][-_LINES_KEPT:]
             else:
-                if event["stage"] != self.stage:
-                    self._told["since"] = time.time()
                 self.stage = event["stage"]
                 self._told |= event
             write_progress(self._folder, self._told)

@@ -72,7 +72,7 @@ export function bytes(count) {
 // Rate and time left of what a job told last.
 export function pace(told) {
   if (!told || !told.total) return { share: 0, text: "" };
-  const seconds = told.at - told.since, rate = seconds > 0 ? told.done / seconds : 0;
+  const rate = told.rate;
   const left = rate > 0 && told.done < told.total ? `, ${duration((told.total - told.done) / rate)} left` : "";
   const speed = rate > 0 ? `, ${rate.toLocaleString("en", { maximumSignificantDigits: 3 })} a second` : "";
   const count = `${told.done.toLocaleString("en")} of ${told.total.toLocaleString("en")} ${told.unit}`;
