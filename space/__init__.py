@@ -7,9 +7,10 @@ that a question about an architecture needs no model.
 from space.allocation import evenly_sparse, largest, uniform_sparsity, uniform_widths, whole_ends
 from space.architecture import GENES, Architecture, LayerArchitecture, genes_of
 from space.batch import DistinctChoices, Genes, check_indices, costs_of_genes, encode_genes, read_genes
+from space.building import build_space, default_width_step
 from space.cost import BUDGET_METRICS, LATENCY, METRICS, Budget, Cost, cost_of
 from space.criterion import Criterion, Update, Weights, Widths
-from space.domain import Choice, Indices, SearchSpace, build_space, default_width_step
+from space.domain import Choice, Indices, SearchSpace
 from space.errors import (
     ArchitectureError,
     BudgetError,
