@@ -66,13 +66,16 @@ class TokenScores:
     agreement: Tensor
 
 
-def make_reference(dense: DenseModel, tokens: Tensor, kernels: Kernels = EAGER) -> Reference:
+def make_reference(
+    dense: DenseModel, tokens: Tensor, kernels: Kernels = EAGER, progress: Callable[[int], None] = lambda _: None
+) -> Reference:
     """Run the dense model over a text once and keep its predictions compactly.
 
     Args:
         dense: the model, with nothing pruned.
         tokens: (sequences, sequence_length) token ids.
         kernels: by which steps the decoder runs.
+        progress: told the tokens of each batch.
     """
     vocabulary = dense.layout.vocabulary
     predicted = tokens.shape[0] * (tokens.shape[1] - 1)
@@ -89,7 +92,7 @@ def make_reference(dense: DenseModel, tokens: Tensor, kernels: Kernels = EAGER) 
         )
     generator = torch.Generator().manual_seed(_DRAWS_SEED)
     first = 0
-    for hidden, _ in _hidden(dense, tokens, kernels):
+    for hidden, targets in _hidden(dense, tokens, kernels):
         for part in head(hidden).split(_REFERENCE_ROWS):
             rows = slice(first, first + len(part))
             first += len(part)
@@ -97,6 +100,7 @@ def make_reference(dense: DenseModel, tokens: Tensor, kernels: Kernels = EAGER) 
             chosen, rest = _choose(chunk, generator)
             reference.ids[rows], reference.logprobs[rows] = chosen, chunk.gather(1, chosen)
             reference.best[rows], reference.rest[rows] = part.argmax(dim=-1), rest
+        progress(len(targets))
     return reference
 
 
@@ -126,7 +130,11 @@ def estimating_pays(dense: DenseModel) -> bool:
 
 
 def score_tokens(
-    dense: DenseModel, reference: Reference, kernels: Kernels = EAGER, estimated: bool = False
+    dense: DenseModel,
+    reference: Reference,
+    kernels: Kernels = EAGER,
+    estimated: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> TokenScores:
     """Score whatever is installed in the model now against the dense reference.
 
@@ -136,6 +144,7 @@ def score_tokens(
         kernels: by which steps the decoder and the loss run.
         estimated: whether log q is normalised by an estimate from the tokens that the reference keeps, without the
             logits of all others.
+        progress: told the tokens of each batch.
     """
     nlls, kls, agreements = [], [], []
     first = 0
@@ -158,6 +167,7 @@ def score_tokens(
         # A tie is an agreement: which of two equal logits comes first is chance.
         agreements.append((found[:, -1] >= highest).float())
         kls.append(divergence(logprobs, rest, found[:, :-2] - total[:, None]))
+        progress(len(targets))
     return TokenScores(torch.cat(nlls).cpu(), torch.cat(kls).cpu(), torch.cat(agreements).cpu())
 
 

@@ -13,9 +13,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from evaluator import DenseModel, difference, hash_weights, open_model
-from evaluator.accuracy import Reference, make_reference
+from evaluator.accuracy import make_reference
 from evaluator.builtin import cache_folder
-from evaluator.measurement import Measurement
 from evaluator.recovery.examples import check_same_tokenizer
 from evaluator.recovery.finetune import Recipe, Recovery, fine_tune
 from evaluator.recovery.student import measure_student, open_student
@@ -73,16 +72,14 @@ def recover(
         report = _report_text(Path(source), settings, student)
         cache, apart_from = cache_folder() / "recovery", report[0] if report else None
         learned = gather_samples(student, dense, settings, cache, reporter, apart_from)
-        reference, before = None, None
+        comparison = None
         if dense is not None and report is not None:
-            reporter.say(f"Measuring on {len(report[0])} sequences of {report[1]} before and after")
-            reference = make_reference(dense, report[0])
-            before = measure_student(student, reference, report[1], "none")
+            comparison = _Comparison(dense, student, *report, reporter)
         told = train(student, dense, learned, settings.recipe, beside, reporter)
         student = replace(student, weights_hash=hash_weights(student.model))
         found = _described(settings, learned, told)
-        if reference is not None and before is not None and report is not None:
-            found["measured"] = _compared(student, reference, before, report[1], dense)
+        if comparison is not None:
+            found["measured"] = comparison.with_after(student)
         record = {**record, "recovery": found, "environment": describe_environment(student)}
         with reporter.stage("Exporting", 1, "models") as advance:
             huggingface.write_folder(student.model, student, target, record)
@@ -180,17 +177,35 @@ def _described(settings: RecoverySettings, learned: Learned, told: Recovery) -> 
     return {"recipe": settings.recipe.to_dict(), **learned.told, **told.to_dict()}
 
 
-def _compared(
-    student: DenseModel, reference: Reference, before: Measurement, source: str, dense: DenseModel | None
-) -> dict[str, Any]:
-    """Return what the model measures before and after, and the paired difference."""
-    after = measure_student(student, reference, source, "fine-tuned")
-    assert dense is not None
-    own = measure_student(dense, reference, source, "none")
-    return {
-        "text": source,
-        "dense": own.to_dict(),
-        "before": before.to_dict(),
-        "after": after.to_dict(),
-        "less": difference(after, before, same_text=True).to_dict(),
-    }
+class _Comparison:
+    """The same measurement before and after a recovery.
+
+    Args:
+        dense: the model to measure against.
+        student: the pruned model, before.
+        tokens: (sequences, sequence_length) token ids of the text.
+        source: of the text, as people call it.
+        reporter: tells a person about the progress.
+    """
+
+    def __init__(self, dense: DenseModel, student: DenseModel, tokens: Tensor, source: str, reporter: Reporter) -> None:
+        self._source, self._reporter = source, reporter
+        predicted = tokens.shape[0] * (tokens.shape[1] - 1)
+        with reporter.stage(f"Measuring before, on {source}", 3 * predicted, "tokens") as advance:
+            self._reference = make_reference(dense, tokens, progress=advance)
+            self._dense = measure_student(dense, self._reference, source, "none", advance)
+            self._before = measure_student(student, self._reference, source, "none", advance)
+
+    def with_after(self, student: DenseModel) -> dict[str, Any]:
+        """Return what the model measures before and after, and the paired difference."""
+        with self._reporter.stage(
+            f"Measuring after, on {self._source}", self._reference.predicted, "tokens"
+        ) as advance:
+            after = measure_student(student, self._reference, self._source, "fine-tuned", advance)
+        return {
+            "text": self._source,
+            "dense": self._dense.to_dict(),
+            "before": self._before.to_dict(),
+            "after": after.to_dict(),
+            "less": difference(after, self._before, same_text=True).to_dict(),
+        }

@@ -1,6 +1,7 @@
 """Opening a pruned model's folder to fine-tune it, and measuring it against the dense model it comes from."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -42,7 +43,13 @@ def open_student(folder: str | Path, *, device: str = "cpu") -> DenseModel:
     return DenseModel(str(folder), model, tokenizer, layout, hash_weights(model))
 
 
-def measure_student(student: DenseModel, reference: Reference, source: str, recovery: str) -> Measurement:
+def measure_student(
+    student: DenseModel,
+    reference: Reference,
+    source: str,
+    recovery: str,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Measurement:
     """Measure a pruned model on a text.
 
     Args:
@@ -50,6 +57,7 @@ def measure_student(student: DenseModel, reference: Reference, source: str, reco
         reference: the dense model's predictions on the text.
         source: of the text, as people call it.
         recovery: how the model was recovered, in words.
+        progress: told the tokens of each batch.
     """
     tokens: Tensor = reference.tokens
     protocol = Protocol(
@@ -65,5 +73,5 @@ def measure_student(student: DenseModel, reference: Reference, source: str, reco
         recovery=recovery,
     )
     started = time.perf_counter()
-    scores = score_tokens(student, reference)
+    scores = score_tokens(student, reference, progress=progress)
     return Measurement.from_scores(scores, len(tokens), protocol, time.perf_counter() - started)

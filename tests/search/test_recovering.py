@@ -87,7 +87,8 @@ class TestRun:
         captured = capsys.readouterr()
         for line in (
             "Writing text: 320 tokens in",
-            "Measuring on 6 sequences of tinystories.txt",
+            "Measuring before, on tinystories.txt: 1,134 tokens in",
+            "Measuring after, on tinystories.txt: 378 tokens in",
             "Fine-tuning: 4 steps",
         ):
             assert line in captured.err
