@@ -258,7 +258,8 @@ def _made(record: Mapping[str, Any]) -> Iterator[str]:
         sources = ", ".join(f"{name} ({weight:.0%})" for name, weight in (calibration.get("recipe") or {})["sources"])
         yield f"- calibration set {calibration['hash']}: {sources}"
     if record.get("model"):
-        yield f"- base model: {record['model']}, SHA-256 of its weights {record.get('weights_hash', 'not known')}…"
+        known_hash = f", SHA-256 of its weights {record['weights_hash']}…" if "weights_hash" in record else ""
+        yield f"- base model: {record['model']}{known_hash}"
     yield f"- licence of the base model: {record.get('licence') or 'not known here; see where it comes from'}"
     environment = record.get("environment") or {}
     known = [
