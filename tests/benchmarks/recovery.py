@@ -4,10 +4,11 @@
                                         [--kept]
 
 SmolLM2-135M-Instruct without 5 of its 30 blocks (those that turn the residual stream least, arXiv 2403.17887), and an
-architecture of the same FLOPs that a search found; recovered in up to 400 steps of 1,024 tokens. Examples are 2,000 of
-GSM8K's training set; text is the dense model's own. Accuracy is of ARC-Easy, PIQA, OpenBookQA, WinoGrande and BoolQ,
-zero-shot, 400 items each, the same for all; perplexity is on 16,384 tokens of WikiText-2 test. What is finished is kept
-in the result, so that the benchmark goes on where it was stopped; trained models lie in runs/benchmark-recovery.
+architecture of the same FLOPs that a search found on WikiText-2 validation or, `searched_own`, on text that the dense
+model wrote; recovered in up to 400 steps of 1,024 tokens. Examples are 2,000 of GSM8K's training set; text is the dense
+model's own. Accuracy is of ARC-Easy, PIQA, OpenBookQA, WinoGrande and BoolQ, zero-shot, 400 items each, the same for
+all; perplexity is on 16,384 tokens of WikiText-2 test. What is finished is kept in the result, so that the benchmark
+goes on where it was stopped; trained models lie in runs/benchmark-recovery.
 
 | part | what |
 | --- | --- |
@@ -52,7 +53,7 @@ from search.recovery import train
 from search.recovery_data import RecoverySettings, gather_samples
 from space import Architecture, Criterion
 from tests.benchmarks.record import DATA, RESULTS, ROOT, finish
-from tests.benchmarks.recovery_ranking import ranking, searched_folder
+from tests.benchmarks.recovery_ranking import WIKITEXT, ranking, searched_folder
 from tests.benchmarks.search import open_dense
 from tests.benchmarks.tasks import log_likelihoods, read_items
 
@@ -60,6 +61,8 @@ TASKS = ("arc_easy", "piqa", "openbook_qa", "winogrande", "boolq")
 GSM8K = {name: str(DATA / "tasks" / "gsm8k" / f"{name}.jsonl") for name in ("train", "test")}
 LENGTH, REPORT, ITEMS, EXAMPLES, STEPS, REMOVED = 512, 32, 400, 2000, 400, 5
 PROMPTS, DRAFTED = 16, 96
+# The folder of a search and the text it is given: WikiText-2 validation, or what the dense model writes itself.
+SEARCHES = {"searched": ("search", WIKITEXT), "searched_own": ("search-own", "self")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ def variants(seed: int, quick: bool) -> dict[str, Variant]:
         "searched": Variant("searched"),
         "searched_self_by_number": Variant("searched", by_number),
         "searched_distilled": Variant("searched", distilled),
+        "searched_own": Variant("searched_own"),
+        "searched_own_self_by_number": Variant("searched_own", by_number),
     }
 
 
@@ -178,8 +183,10 @@ class _Bench:
 
     def _base(self, name: str) -> DenseModel:
         """Return the pruned model that nobody recovered yet."""
-        if name == "searched":
-            found = searched_folder(self.dense, self.folder, self.without_blocks(), self.seed, self.quick)
+        if name in SEARCHES:
+            folder, source = SEARCHES[name]
+            like = self.without_blocks()
+            found = searched_folder(self.dense, self.folder / folder, like, self.seed, self.quick, source)
             return open_student(found, device=self.device)
         store = PairStore(self.folder / "pairs.db")
         judge = Evaluator(
@@ -265,6 +272,8 @@ def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
         ("searched", "blocks"),
         ("searched_self_by_number", "blocks_self_by_number"),
         ("searched_distilled", "blocks_distilled"),
+        ("searched_own", "blocks"),
+        ("searched_own_self_by_number", "blocks_self_by_number"),
     ):
         if one in models and other in models:
             points = [round(100 * each, 3) for each in _less(models[one], models[other])]

@@ -18,29 +18,36 @@ from space import Architecture, cost_of, sample
 from tests.benchmarks.record import DATA
 
 LENGTH, EACH, CALIBRATE, MEASURED = 512, 15, 64, 16
+WIKITEXT = str(DATA / "text" / "wikitext2.valid.txt")  # as `tests.benchmarks.pipeline`
 
 
-def searched_folder(dense: DenseModel, folder: Path, without_blocks: Architecture, seed: int, quick: bool) -> Path:
-    """Return the export of a search's winner at the FLOPs of an architecture; the search goes on where it was.
+def searched_folder(dense: DenseModel, folder: Path, like: Architecture, seed: int, quick: bool, source: str) -> Path:
+    """Return the export of a search's winner; the search goes on where it was. It reports on WikiText-2 test.
 
-    It is given WikiText-2 validation text and reports on WikiText-2 test, as `tests.benchmarks.pipeline` does.
+    Args:
+        dense: the model.
+        folder: of the search.
+        like: an architecture of as many FLOPs.
+        seed: of the search.
+        quick: short.
+        source: the text to search on.
     """
-    config = _config(dense, without_blocks, seed, quick, False)
-    run_search(config, folder / "search", Reporter())
-    return folder / "search" / "export"
+    run_search(_config(dense, like, seed, quick, False, source), folder, Reporter())
+    return folder / "export"
 
 
-def _config(dense: DenseModel, like: Architecture, seed: int, quick: bool, blocks: bool) -> RunConfig:
+def _config(
+    dense: DenseModel, like: Architecture, seed: int, quick: bool, blocks: bool, source: str = WIKITEXT
+) -> RunConfig:
     share = cost_of(dense.layout, like).flops_per_token / cost_of(
         dense.layout, Architecture.dense(dense.layout)
     ).flops_per_token  # fmt: skip
-    texts = DATA / "text"
     values: dict[str, Any] = {
         "model": dense.name,
         "budget": [f"flops_per_token={share:.6f}"],
         "seed": seed,
-        "text.source": str(texts / "wikitext2.valid.txt"),
-        "text.report": str(texts / "wikitext2.test.txt"),
+        "text.source": source,
+        "text.report": str(DATA / "text" / "wikitext2.test.txt"),
         "space.whole_blocks": blocks,
     }
     if quick:
