@@ -33,6 +33,11 @@ class Head:
         device: torch.device = self._module.weight.device
         return device
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """What logits depend on beside hidden states."""
+        return list(self._module.parameters())
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return logits (tokens, vocabulary) of hidden states (tokens, hidden), good until the next call."""
         module = self._module

@@ -9,6 +9,7 @@ The factor T^2 keeps the size of the gradients (Hinton et al., arXiv 1503.02531)
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,6 +20,7 @@ from evaluator.checkpoint import DenseModel
 from evaluator.head import Head
 from evaluator.recovery.batches import Batch, batch_of, in_order
 from evaluator.recovery.examples import Sample
+from evaluator.recovery.parts import mean_loss
 from space import SettingError
 
 
@@ -53,30 +55,40 @@ class Objective:
         self._student, self._teacher = student, teacher
         self._share, self._temperature = share, temperature
         self._autocast = autocast
-        self._head = Head(student)
+        self._head, self._teachers_head = Head(student), Head(teacher or student)
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of a batch's learned tokens, nats, with gradients where they are enabled."""
+        taught = None
+        if self._share and self._teacher is not None:
+            with torch.no_grad():
+                taught = _learned(self._teacher, batch)
         with self._computing():
-            hidden = _learned(self._student, batch)
-            logits = self._head.traced(hidden).float()
+            of = functools.partial(self._sum, batch.targets, taught)
+            return mean_loss(of, _learned(self._student, batch), self._head.weights, self._student.layout.vocabulary)
+
+    def _sum(self, targets: Tensor, taught: Tensor | None, hidden: Tensor, part: slice) -> Tensor:
+        """Return the loss of some of a batch's learned tokens, summed, nats.
+
+        Args:
+            targets: (learned,) ids of all.
+            taught: (learned, hidden) final hidden states of the teacher, of all.
+            hidden: (part, hidden) those of the student.
+            part: which they are.
+        """
+        logits = self._head.traced(hidden).float()
         loss = logits.new_zeros(())
         if self._share < 1:
-            loss = (1 - self._share) * functional.cross_entropy(logits, batch.targets)
-        if self._share and self._teacher is not None:
-            loss = loss + self._share * self._divergence(logits, self._taught(self._teacher, batch))
+            loss = (1 - self._share) * functional.cross_entropy(logits, targets[part], reduction="sum")
+        if taught is not None:
+            with torch.no_grad():
+                dense = self._softened(self._teachers_head.traced(taught[part]).float()).to(logits.device)
+            kl = functional.kl_div(self._softened(logits), dense, reduction="sum", log_target=True)
+            loss = loss + self._share * self._temperature**2 * kl
         return loss
 
-    def _taught(self, teacher: DenseModel, batch: Batch) -> Tensor:
-        """Return the teacher's log-probabilities (learned, vocabulary)."""
-        with torch.no_grad():
-            logits = Head(teacher).traced(_learned(teacher, batch)).float()
-            return (logits / self._temperature).log_softmax(dim=-1)
-
-    def _divergence(self, logits: Tensor, taught: Tensor) -> Tensor:
-        own = (logits / self._temperature).log_softmax(dim=-1)
-        kl = functional.kl_div(own, taught.to(own.device), reduction="batchmean", log_target=True)
-        return self._temperature**2 * kl
+    def _softened(self, logits: Tensor) -> Tensor:
+        return (logits / self._temperature).log_softmax(dim=-1)
 
     def mean(self, samples: Sequence[Sample], batch_tokens: int) -> float:
         """Return the mean loss over the learned tokens of samples, nats.

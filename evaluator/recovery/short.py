@@ -16,6 +16,7 @@ from torch import Tensor
 from evaluator.accuracy import divergence, make_reference
 from evaluator.checkpoint import DenseModel
 from evaluator.head import Head
+from evaluator.recovery.parts import mean_loss
 from evaluator.recovery.trainable import Trainable
 from space import MeasurementError, SettingError
 
@@ -139,6 +140,10 @@ class ShortRecovery:
         rows = (chosen[:, None] * predicted + torch.arange(predicted)).flatten().to(reference.ids.device)
         tokens = reference.tokens[chosen].to(student.model.device)
         hidden = student.decoder(tokens, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-        logits = head.traced(hidden.to(head.device)).float()
-        pruned = logits.gather(1, reference.ids[rows].long()) - logits.logsumexp(dim=-1, keepdim=True)
-        return divergence(reference.logprobs[rows], reference.rest[rows], pruned).mean()
+
+        def lost(states: Tensor, part: slice) -> Tensor:
+            logits, own = head.traced(states.to(head.device)).float(), rows[part]
+            pruned = logits.gather(1, reference.ids[own].long()) - logits.logsumexp(dim=-1, keepdim=True)
+            return divergence(reference.logprobs[own], reference.rest[own], pruned).sum()
+
+        return mean_loss(lost, hidden, head.weights, student.layout.vocabulary)
