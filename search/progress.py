@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 _LINE_SECONDS = 15.0  # where there is no terminal, a line this often
-_PACE_SECONDS = 60.0  # a rate is of the last minute
+_PACE_SECONDS = 300.0  # that a rate is of: some steps take a look at held-out text, and as long as ten others
 
 
 class Advance(Protocol):

@@ -42,9 +42,9 @@ def test_what_was_done_before_a_kill_is_not_this_rate(clock, told, capsys):
     assert "Training: 223 of 400 steps, 0.25/s, 708 s left, loss 1" in capsys.readouterr().err
 
 
-def test_a_rate_is_of_the_last_minute(clock, told):
-    steps(clock, 50 * [1] + 30 * [2], 4.0)
-    assert told[50]["rate"] == pytest.approx(0.25)
+def test_a_rate_is_of_the_last_five_minutes(clock, told):
+    steps(clock, 90 * [1] + 90 * [2], 4.0)
+    assert told[90]["rate"] == pytest.approx(0.25)
     assert told[-1]["rate"] == pytest.approx(0.5)
 
 
