@@ -13,6 +13,7 @@ goes on where it was stopped; trained models lie in runs/benchmark-recovery.
 | part | what |
 | --- | --- |
 | variants | the models, each measured |
+| answers | how unlikely 100 answers of GSM8K's test set are to each, in nats a token |
 | drafts | some as drafts of the dense model: 16 questions of GSM8K's test set, 96 tokens each, 5 drafted at once |
 | ranking | 30 architectures of the same FLOPs before and after 20 steps: 15 of narrower layers, 15 without blocks |
 
@@ -20,6 +21,7 @@ goes on where it was stopped; trained models lie in runs/benchmark-recovery.
 | --- | --- |
 | `retained` | mean accuracy as a share of the dense model's, and its standard error over items; with its parts |
 | `less` | points of mean accuracy of one variant less another, paired by items, and the standard error |
+| `answer_nll` | nats a token of GSM8K's test answers, and the standard error over answers |
 | `acceptance_rate`, `mean_accepted_length` | of drafts, by variant, each with its standard error over prompts |
 | `kendall_tau_before_after` | of the KL before and after, over all, and over each kind of architecture; each with its |
 | | standard error, by leaving out one architecture after the other |
@@ -27,7 +29,7 @@ goes on where it was stopped; trained models lie in runs/benchmark-recovery.
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,7 @@ from search.recovery import train
 from search.recovery_data import RecoverySettings, gather_samples
 from space import Architecture, Criterion
 from tests.benchmarks.record import DATA, RESULTS, ROOT, finish
+from tests.benchmarks.recovery_figures import figures_of
 from tests.benchmarks.recovery_ranking import WIKITEXT, ranking, searched_folder
 from tests.benchmarks.search import open_dense
 from tests.benchmarks.tasks import log_likelihoods, read_items
@@ -61,6 +64,7 @@ TASKS = ("arc_easy", "piqa", "openbook_qa", "winogrande", "boolq")
 GSM8K = {name: str(DATA / "tasks" / "gsm8k" / f"{name}.jsonl") for name in ("train", "test")}
 LENGTH, REPORT, ITEMS, EXAMPLES, STEPS, REMOVED = 512, 32, 400, 2000, 400, 5
 PROMPTS, DRAFTED = 16, 96
+PARTS = ("variants", "answers", "drafts", "ranking")
 # The folder of a search and the text it is given: WikiText-2 validation, or what the dense model writes itself.
 SEARCHES = {"searched": ("search", WIKITEXT), "searched_own": ("search-own", "self")}
 
@@ -103,17 +107,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small model, in a minute or two, not recorded")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="where the models are, e.g. cuda")
-    parser.add_argument("--part", action="append", choices=["variants", "drafts", "ranking"], help="which; all without")
+    parser.add_argument("--part", action="append", choices=PARTS, help="which; all without")
     parser.add_argument("--variant", action="append", help="which models; all without")
     parser.add_argument("--kept", action="store_true", help="measure nothing more: the figures of what is there")
     options = parser.parse_args()
     name = f"seed-{options.seed}{'-quick' if options.quick else ''}"
     bench = _Bench(options, ROOT / "runs" / "benchmark-recovery" / name)
-    parts = () if options.kept else options.part or ("variants", "drafts", "ranking")
+    parts = () if options.kept else options.part or PARTS
+    wanted = options.variant or variants(options.seed, options.quick)
     if "variants" in parts:
         bench.row("dense", lambda: bench.measure(bench.dense))
-        for variant in options.variant or variants(options.seed, options.quick):
+        for variant in wanted:
             bench.row(variant, lambda variant=variant: bench.measure(bench.model(variant)))
+    if "answers" in parts:
+        for variant in ("dense", *wanted):
+            bench.row(f"answers {variant}", lambda variant=variant: bench.answers(variant))
     if "drafts" in parts:
         for variant in ("blocks", "blocks_self_by_number", "blocks_distilled", "searched", "searched_distilled"):
             bench.row(f"draft {variant}", lambda variant=variant: bench.draft(variant))
@@ -217,8 +225,6 @@ class _Bench:
         """Return a model's row."""
         measured = measure_student(model, self.reference, "WikiText-2 test", "none")
         right = {task: self._right(model, items) for task, items in self.items.items()}
-        questions = read_examples(GSM8K["test"], 10 if self.quick else 100)
-        samples = encode_examples(model.tokenizer, questions, 1024).samples
         file = Path(model.name) / MARK
         told = json.loads(file.read_text()) if file.exists() else {}
         if "recovery" in told:
@@ -229,7 +235,6 @@ class _Bench:
             "kl": round(measured.kl, 4),
             "kl_standard_error": round(measured.kl_standard_error, 4),
             "accuracy": {task: round(float(np.mean(own)), 4) for task, own in right.items()},
-            "gsm8k_answer_nll": round(Objective(model).mean(samples, 1024), 4),
             "parameters": sum(weight.numel() for weight in model.model.parameters()),
             "recovery": told.get("recovery"),
             "right": {task: "".join("01"[each] for each in own) for task, own in right.items()},
@@ -238,6 +243,18 @@ class _Bench:
     def _right(self, model: DenseModel, items: Sequence[Any]) -> list[bool]:
         sums = iter(log_likelihoods(model, [pair for choices, _ in items for pair in choices]))
         return [bool(np.argmax([next(sums) for _ in choices]) == gold) for choices, gold in items]
+
+    def answers(self, variant: str) -> dict[str, Any]:
+        """Return how unlikely given answers are to a model, in nats a token."""
+        model = self.dense if variant == "dense" else self.model(variant)
+        questions = read_examples(GSM8K["test"], 10 if self.quick else 100)
+        samples = encode_examples(model.tokenizer, questions, 1024).samples
+        objective = Objective(model)
+        own = np.array([objective.mean([sample], 1024) for sample in samples])
+        weights = np.array([len(sample.tokens) - sample.first for sample in samples], dtype=float)
+        mean = float(np.average(own, weights=weights))
+        error = np.std(weights * (own - mean), ddof=1) / np.sqrt(len(own)) / weights.mean()  # of a ratio
+        return {"answer_nll": round(mean, 4), "answer_nll_standard_error": round(float(error), 4), "answers": len(own)}
 
     def draft(self, variant: str) -> dict[str, Any]:
         """Return what a model is worth as a draft of the dense one."""
@@ -248,55 +265,6 @@ class _Bench:
     def ranking(self) -> dict[str, Any]:
         """Return how a short recovery changes which architecture is the better one."""
         return ranking(self.dense, self.folder / "ranking", self.without_blocks(), self.seed, self.quick)
-
-
-def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of the rows that there are."""
-    models = {name: row for name, row in rows.items() if "right" in row}
-    figures: dict[str, Any] = {"retained": {}, "less": {}}
-    if "dense" in models:
-        whole = np.mean(list(models["dense"]["accuracy"].values()))
-        for name, row in models.items():
-            less, error = _less(row, models["dense"])
-            figures["retained"][name] = {
-                "accuracy": [round(1 + less / whole, 4), round(error / whole, 4)],
-                "parts": row["accuracy"],
-                "perplexity": [row["perplexity"], row["perplexity_standard_error"]],
-                "kl": [row["kl"], row["kl_standard_error"]],
-            }
-    for one, other in (
-        ("blocks_self", "blocks_given"),
-        ("blocks_self_by_number", "blocks_given"),
-        ("blocks_distilled", "blocks_given"),
-        ("blocks_slerp", "blocks_given"),
-        ("searched", "blocks"),
-        ("searched_self_by_number", "blocks_self_by_number"),
-        ("searched_distilled", "blocks_distilled"),
-        ("searched_own", "blocks"),
-        ("searched_own_self_by_number", "blocks_self_by_number"),
-    ):
-        if one in models and other in models:
-            points = [round(100 * each, 3) for each in _less(models[one], models[other])]
-            figures["less"][f"{one} less {other}"] = points
-    for key in ("acceptance_rate", "mean_accepted_length", "speedup"):
-        figures[key] = {
-            name.removeprefix("draft "): [round(row[key], 4), round(row[f"{key}_standard_error"], 4)]
-            for name, row in rows.items()
-            if name.startswith("draft ")
-        }
-    figures["kendall_tau_before_after"] = rows.get("ranking", {}).get("kendall_tau")
-    return figures
-
-
-def _less(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the mean over tasks of one row's accuracy less another's, and the standard error over items."""
-    own = [_answers(one["right"][task]) - _answers(other["right"][task]) for task in one["right"]]
-    error = np.sqrt(sum(each.var(ddof=1) / len(each) for each in own)) / len(own)
-    return float(np.mean([each.mean() for each in own])), float(error)
-
-
-def _answers(right: str) -> np.ndarray:
-    return np.array([each == "1" for each in right], dtype=float)
 
 
 if __name__ == "__main__":
