@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evaluator import open_model
+from evaluator.recovery import parts as parts_module
 from evaluator.recovery.short import ShortRecipe, ShortRecovery
 from evaluator.standalone import standalone
 from space import Architecture, SettingError
@@ -45,6 +46,18 @@ def test_a_recovery_is_the_same_whatever_was_measured_before(pico, tmp_path):
     second = make_evaluator(pico, tmp_path / "second", texts, recovery=RECIPE)
     [alone] = second.measure([mixed(pico)], "validate", "test")
     assert after_others.kl_blocks == alone.kl_blocks
+
+
+def test_a_recovery_is_the_same_by_any_parts(pico, tmp_path, monkeypatch):
+    texts = random_texts(8)
+    first = make_evaluator(pico, tmp_path / "first", texts, recovery=RECIPE)
+    [whole] = first.measure([mixed(pico)], "validate", "test")
+    first.surgeon.restore()
+    monkeypatch.setattr(parts_module, "_PART_BYTES", 0)
+    monkeypatch.setattr(parts_module, "_FEWEST_TOKENS", 7)
+    second = make_evaluator(pico, tmp_path / "second", texts, recovery=RECIPE)
+    [by_parts] = second.measure([mixed(pico)], "validate", "test")
+    assert by_parts.kl_blocks == pytest.approx(whole.kl_blocks, rel=1e-3)
 
 
 def test_it_learns_from_the_calibration_set_of_the_moment(pico, pico_folder, tmp_path):

@@ -11,7 +11,7 @@ from evaluator import open_model
 from evaluator.accuracy import make_reference
 from evaluator.recovery.finetune import _Training
 from evaluator.recovery.student import measure_student, open_student
-from search import recovery
+from search import progress, recovery
 from search.folder import RunFolder
 from tests.search.command import call, fingerprints
 from tests.search.recoveries import QUESTIONS, SHORT, jsonl, nothing, recovered, refused, same, weights
@@ -82,8 +82,12 @@ class TestRun:
         assert {name: again[name] for name in compared} == {name: measured["after"][name] for name in compared}
         assert measured["dense"]["kl"] == pytest.approx(0, abs=1e-6)
 
-    def test_what_people_read(self, finished_run, capsys):
+    def test_what_people_read(self, finished_run, capsys, monkeypatch):
+        told = []
+        monkeypatch.setattr(progress, "_listeners", [told.append])
         assert call("recover", finished_run, *SHORT) == 0
+        ends = {event["stage"]: event for event in told if "stage" in event}
+        assert all(event["done"] == event["total"] for event in ends.values())
         captured = capsys.readouterr()
         for line in (
             "Writing text: 320 tokens in",
