@@ -100,23 +100,24 @@ class Reporter:
         Yields:
             A function to be told of each amount of work done.
         """
+        done, pace = 0, _Pace()
+        told = {"stage": title, "total": total, "unit": unit}
         with self._shown(title, total, unit) as show:
-            done, pace = 0, _Pace()
-            told = {"stage": title, "total": total, "unit": unit}
 
             def advance(amount: int, note: str = "", /) -> None:
                 nonlocal done
                 done += amount
-                _tell({**told, "done": done, "rate": pace.at(done), "note": note})
-                show(amount, note)
+                event = {**told, "done": done, "rate": pace.at(done), "note": note}
+                _tell(event)
+                show(event)
 
             _tell({**told, "done": 0, "rate": 0.0, "note": ""})
             yield advance
 
     @contextmanager
-    def _shown(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+    def _shown(self, title: str, total: int, unit: str) -> Iterator[Listener]:
         if self._quiet:
-            yield lambda _amount, _note="": None
+            yield lambda _: None
         elif self._console.is_terminal:
             columns = (
                 TextColumn("{task.description:<34}"), BarColumn(24), MofNCompleteColumn(), _Rate(),
@@ -124,31 +125,26 @@ class Reporter:
             )  # fmt: skip
             with Progress(*columns, console=self._console) as progress:
                 task = progress.add_task(title, total=total, unit=unit, note="")
-
-                def advance(amount: int, note: str = "", /) -> None:
-                    progress.update(task, advance=amount, note=note)
-
-                yield advance
+                yield lambda event: progress.update(task, completed=event["done"], note=event["note"])
         else:
             with self._lines(title, total, unit) as printed:
                 yield printed
 
     @contextmanager
-    def _lines(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+    def _lines(self, title: str, total: int, unit: str) -> Iterator[Listener]:
         started = last = time.monotonic()
-        done, pace = 0, _Pace()
+        done = 0
 
-        def advance(amount: int, note: str = "", /) -> None:
+        def show(event: dict[str, Any]) -> None:
             nonlocal done, last
-            done += amount
-            rate, now = pace.at(done), time.monotonic()
+            done, rate, now = event["done"], event["rate"], time.monotonic()
             if now - last >= _LINE_SECONDS and done < total:
                 last = now
                 speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
                 left = f"{speed}/s, {(total - done) / rate:,.0f} s left" if rate else ""
-                said = ", ".join(filter(None, (f"{title}: {done:,} of {total:,} {unit}", left, note)))
+                said = ", ".join(filter(None, (f"{title}: {done:,} of {total:,} {unit}", left, event["note"])))
                 print(said, file=sys.stderr, flush=True)
 
-        yield advance
+        yield show
         seconds = time.monotonic() - started
         print(f"{title}: {done:,} {unit} in {seconds:,.1f} s", file=sys.stderr, flush=True)

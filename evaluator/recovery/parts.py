@@ -28,7 +28,7 @@ def mean_loss(loss_of: PartLoss, hidden: Tensor, weights: Sequence[Tensor], voca
     """
     parts = list(_parts(len(hidden), vocabulary))
     if torch.is_grad_enabled():
-        found: Tensor = _MeanLoss.apply(loss_of, parts, hidden, *weights)  # type: ignore[no-untyped-call]
+        found: Tensor = _MeanLoss.apply(loss_of, parts, hidden, *weights)  # type: ignore[no-untyped-call]  # torch has no types for it
         return found
     return torch.stack([loss_of(hidden[part], part) for part in parts]).sum() / len(hidden)
 
