@@ -155,9 +155,10 @@ def record(
     Raises:
         MeasurementError: two models answered other items.
     """
-    from evaluator.harness.answers import mean_over
+    from evaluator.harness.answers import mean_flips, mean_over
 
-    first = compared or next(iter(answered))
+    whole = next(iter(answered))  # of a run the dense model
+    first = compared or whole
     return {
         "title": settings.title,
         "asked": {**asdict(settings), "data": None if settings.data is None else settings.data.name},
@@ -170,6 +171,7 @@ def record(
                 "mean": asdict(mean_over(scores)),
                 # Below 0 where the model that all are compared with is the better one.
                 "less": None if name == first else _less(scores, answered[first]),
+                "flips": None if name == whole else asdict(mean_flips(scores, answered[whole])),
             }
             for name, scores in answered.items()
         },

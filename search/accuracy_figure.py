@@ -80,6 +80,7 @@ def accuracy_notes(found: Mapping[str, Any]) -> Iterator[str]:
             verdict = "within noise: take the two as equal" if within else "more than noise"
             points = f"{100 * mean['value']:+.1f} ± {100 * mean['standard_error']:.1f} points, {_p(mean['p'])}"
             yield f"{name} against {first}, mean of tasks: {points}; {verdict}."
+    yield from _flips(found)
     guessing = {
         task: [name for name, model in found["models"].items() if _is_guessing(model["scores"][place])]
         for place, task in enumerate(found["tasks"])
@@ -92,6 +93,17 @@ def accuracy_notes(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"No better than guessing, within noise: {', '.join(told)}."
     if cut := sum(score["cut"] for model in found["models"].values() for score in model["scores"]):
         yield f"{cut:,} prompts were longer than the models take and lost their beginnings."
+
+
+def _flips(found: Mapping[str, Any]) -> Iterator[str]:
+    # A table of an earlier version has none.
+    flips = {name: model["flips"] for name, model in found["models"].items() if model.get("flips")}
+    if flips:
+        told = (f"{name} {100 * own['value']:.1f} ± {100 * own['standard_error']:.1f} %" for name, own in flips.items())
+        yield (
+            f"Answers that went from right to wrong or back, against {next(iter(found['models']))}, mean of tasks: "
+            f"{', '.join(told)}. What is lost and gained cancels in an accuracy, not here (arXiv 2407.09141)."
+        )
 
 
 def _is_guessing(score: Mapping[str, Any]) -> bool:

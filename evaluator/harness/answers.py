@@ -189,7 +189,22 @@ def mean_of(values: np.ndarray[Any, np.dtype[np.float64]]) -> Estimate:
 
 def mean_over(scores: Sequence[Score]) -> Estimate:
     """Return the mean over tasks, each weighing the same, and its standard error over items."""
-    found = [score.accuracy for score in scores]
+    return _mean([score.accuracy for score in scores])
+
+
+def mean_flips(ones: Sequence[Score], others: Sequence[Score]) -> Estimate:
+    """Return which share of items only one of two models answers rightly, as a mean over tasks.
+
+    What one model loses and gains cancels in an accuracy and adds up here ("Accuracy is Not All You Need", arXiv
+    2407.09141). Where scores are between 0 and 1 it is their mean absolute difference.
+
+    Raises:
+        MeasurementError: the two are not of the same items.
+    """
+    return _mean([mean_of(np.abs(_paired(one, other))) for one, other in zip(ones, others, strict=True)])
+
+
+def _mean(found: Sequence[Estimate]) -> Estimate:
     error = math.sqrt(sum(each.standard_error**2 for each in found)) / len(found)
     return Estimate(float(np.mean([each.value for each in found])), error, sum(each.items for each in found))
 
@@ -213,9 +228,8 @@ def mean_less(ones: Sequence[Score], others: Sequence[Score]) -> Difference:
     Raises:
         MeasurementError: the two are not of the same items.
     """
-    found = [mean_of(_paired(one, other)) for one, other in zip(ones, others, strict=True)]
-    value = float(np.mean([each.value for each in found]))
-    error = math.sqrt(sum(each.standard_error**2 for each in found)) / len(found)
+    found = _mean([mean_of(_paired(one, other)) for one, other in zip(ones, others, strict=True)])
+    value, error = found.value, found.standard_error
     return Difference(value, error, float(2 * norm.sf(abs(value) / error)) if error else 1.0)
 
 

@@ -26,6 +26,7 @@ runs/benchmark-accuracy, so that the benchmark goes on where it was stopped.
 | figure | meaning |
 | --- | --- |
 | `table` | perplexity, mean accuracy of the preset and accuracy in MMLU, each with its standard error |
+| `flips` | share of items, against the dense model, that went from right to wrong or back: of the preset, of MMLU |
 | `ours_less` | ours less each other row: change of perplexity, points of accuracy, each with its standard error and p |
 | `harness` | by task, largest difference of a log-likelihood, items answered differently, difference of accuracies |
 | `half_preset_seconds`, `sharing_speedup` | of the three slowest tasks; and of all six, times as fast as without |
@@ -47,7 +48,7 @@ import torch
 from filelock import FileLock
 
 from evaluator import DenseModel, allocation
-from evaluator.harness.answers import Answers, Protocol, Score, less, mean_less, mean_over
+from evaluator.harness.answers import Answers, Estimate, Protocol, Score, less, mean_flips, mean_less, mean_over
 from evaluator.harness.continuations import Continuations
 from evaluator.harness.evaluation import answer, sample_of, set_exams
 from evaluator.harness.model import HarnessModel
@@ -253,16 +254,20 @@ def timed(dense: DenseModel, folder: Path, quick: bool) -> dict[str, Any]:
 def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of the rows that there are."""
     table = {name.removeprefix("table "): row for name, row in rows.items() if name.startswith("table ")}
-    figures: dict[str, Any] = {"table": {}, "ours_less": {}, "harness": {}}
+    figures: dict[str, Any] = {"table": {}, "flips": {}, "ours_less": {}, "harness": {}}
     for name, row in table.items():
         preset, mmlu = _scores(row)
         mean, own = mean_over(preset), mmlu.accuracy
         text = row["text"]
         figures["table"][name] = {
             "perplexity": [round(text["perplexity"], 3), round(text["perplexity_standard_error"], 3)],
-            "commonsense": [round(mean.value, 4), round(mean.standard_error, 4)],
-            "mmlu": [round(own.value, 4), round(own.standard_error, 4)],
+            "commonsense": _rounded(mean),
+            "mmlu": _rounded(own),
         }
+        if name != "dense" and "dense" in table:
+            whole, whole_mmlu = _scores(table["dense"])
+            flips = mean_flips(preset, whole), mean_flips([mmlu], [whole_mmlu])
+            figures["flips"][name] = [_rounded(each) for each in flips]
         if name != "ours" and "ours" in table:
             figures["ours_less"][name] = _ours_less(table["ours"], row)
     for name, row in rows.items():
@@ -282,6 +287,10 @@ def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
         mmlu_speed = speed["tasks"]["mmlu"]
         figures["sharing_speedup_mmlu"] = round(mmlu_speed["seconds_without"] / mmlu_speed["seconds"], 2)
     return figures
+
+
+def _rounded(estimate: Estimate) -> list[float]:
+    return [round(estimate.value, 4), round(estimate.standard_error, 4)]
 
 
 def _scores(row: Mapping[str, Any]) -> tuple[list[Score], Score]:

@@ -20,6 +20,7 @@ goes on where it was stopped; trained models lie in runs/benchmark-recovery.
 | figure | meaning |
 | --- | --- |
 | `retained` | mean accuracy as a share of the dense model's, and its standard error over items; with its parts |
+| `flips` | items, as a mean over tasks, that went from right to wrong or back against the dense model |
 | `less` | points of mean accuracy of one variant less another, paired by items, and the standard error |
 | `answer_nll` | nats a token of GSM8K's test answers, and the standard error over answers |
 | `acceptance_rate`, `mean_accepted_length` | of drafts, by variant, each with its standard error over prompts |

@@ -1,6 +1,6 @@
 """The figures of the benchmark `recovery`, of the rows that there are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,17 @@ import numpy as np
 def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of the rows that there are."""
     models = {name: row for name, row in rows.items() if "right" in row}
-    figures: dict[str, Any] = {"retained": {}, "less": {}}
+    figures: dict[str, Any] = {"retained": {}, "flips": {}, "less": {}}
     if "dense" in models:
         whole = np.mean(list(models["dense"]["accuracy"].values()))
         for name, row in models.items():
-            less, error = _less(row, models["dense"])
+            changes = _differences(row, models["dense"])
+            less, error = _mean(list(changes.values()))
+            flips = {task: np.abs(each) for task, each in changes.items()}
+            figures["flips"][name] = {
+                "mean": [round(each, 4) for each in _mean(list(flips.values()))],
+                "parts": {task: round(float(each.mean()), 4) for task, each in flips.items()},
+            }
             figures["retained"][name] = {
                 "accuracy": [round(1 + less / whole, 4), round(error / whole, 4)],
                 "parts": row["accuracy"],
@@ -32,7 +38,8 @@ def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
         ("searched_own_self_by_number", "blocks_self_by_number"),
     ):
         if one in models and other in models:
-            points = [round(100 * each, 3) for each in _less(models[one], models[other])]
+            less, error = _mean(list(_differences(models[one], models[other]).values()))
+            points = [round(100 * each, 3) for each in (less, error)]
             figures["less"][f"{one} less {other}"] = points
     for key in ("acceptance_rate", "mean_accepted_length", "speedup"):
         figures[key] = {
@@ -49,9 +56,13 @@ def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def _less(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the mean over tasks of one row's accuracy less another's, and the standard error over items."""
-    own = [_answers(one["right"][task]) - _answers(other["right"][task]) for task in one["right"]]
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return by task what one row has right less what another has, item by item."""
+    return {task: _answers(right) - _answers(other["right"][task]) for task, right in one["right"].items()}
+
+
+def _mean(own: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return the mean over tasks and the standard error over their items."""
     error = np.sqrt(sum(each.var(ddof=1) / len(each) for each in own)) / len(own)
     return float(np.mean([each.mean() for each in own])), float(error)
 

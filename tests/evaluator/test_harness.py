@@ -11,7 +11,7 @@ pytest.importorskip("lm_eval", reason="needs the package `lm-eval`: pip install 
 
 from evaluator import open_model
 from evaluator.harness import evaluation
-from evaluator.harness.answers import Answers, Protocol, Score, less, mean_less, mean_over
+from evaluator.harness.answers import Answers, Protocol, Score, less, mean_flips, mean_less, mean_over
 from evaluator.harness.evaluation import answer, set_exams
 from evaluator.harness.model import HarnessModel
 from evaluator.harness.tasks import PRESETS, Asked, asked_for, load_tasks
@@ -236,6 +236,17 @@ def test_tasks_weigh_the_same_in_a_mean():
     assert found.value == pytest.approx((0.25 + 0.125) / 2)
     assert found.standard_error == pytest.approx(np.hypot(0.25, 0.125) / 2)
     assert found.p == pytest.approx(2 * norm.sf(found.value / found.standard_error))
+
+
+def test_flips_add_up_what_cancels_in_a_difference():
+    ones = [scored("a", [1, 0, 1, 0]), scored("b", [1, 1, 0.5, 0])]
+    others = [scored("a", [0, 1, 1, 0]), scored("b", [1, 1, 0.25, 0])]
+    assert less(ones[0], others[0]).value == 0
+    found = mean_flips(ones, others)
+    assert found.value == pytest.approx((0.5 + 0.0625) / 2)
+    errors = [np.std(own, ddof=1) / 2 for own in ([1, 1, 0, 0], [0, 0, 0.25, 0])]
+    assert found.standard_error == pytest.approx(np.hypot(*errors) / 2)
+    assert mean_flips(ones, ones).value == 0
 
 
 def test_guessing_is_by_the_number_of_choices():

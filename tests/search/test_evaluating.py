@@ -45,11 +45,17 @@ def test_a_run_is_compared_side_by_side_and_its_report_says_so(finished_run, tas
             value = model["scores"][place]["accuracy"] - winner["scores"][place]["accuracy"]
             assert less["value"] == pytest.approx(value)
         assert model["less"]["mean"]["value"] == pytest.approx(model["mean"]["value"] - winner["mean"]["value"])
+    assert dense["flips"] is None
+    flips = {name: found["models"][name]["flips"]["value"] for name in ("uniform", "winner")}
+    lost = dense["mean"]["value"] - winner["mean"]["value"]
+    assert abs(lost) <= flips["winner"] <= 1  # each point that is lost is a flip
     assert all(score["items"] == 12 and score["seed"] == 0 for score in dense["scores"])
     assert len({model["weights_hash"] for model in found["models"].values()}) == 3
     page = (finished_run / "report.html").read_text()
     assert page.count("commonsense; at most 12 items of a task, seed 0") == 1
     assert "mean of tasks" in page
+    assert f"against dense, mean of tasks: uniform {100 * flips['uniform']:.1f} ±" in page
+    assert f"winner {100 * flips['winner']:.1f} ±" in page
     assert call("evaluate", finished_run, "--task", "copa", "--task-data", tasks) == 0
     assert "copa, 100 items" in capsys.readouterr().out
     assert len(RunFolder(finished_run).accuracy()) == 2
@@ -144,7 +150,7 @@ def test_words_tell_noise_from_what_is_more():
         "models": {
             "dense": model([0.7, 0.52], {"tasks": [small, small], "mean": small}),
             "uniform": model([0.6, 0.5], {"tasks": [large, large], "mean": large}),
-            "winner": model([0.7, 0.6]),
+            "winner": {**model([0.7, 0.6]), "flips": {"value": 0.125, "standard_error": 0.01}},
         },
     }
     lines = list(accuracy_notes(found))
@@ -153,6 +159,9 @@ def test_words_tell_noise_from_what_is_more():
     )
     assert "uniform against winner, mean of tasks: -10.0 ± 1.0 points, p < 0.001; more than noise." in lines
     assert "No better than guessing, within noise: b (dense, uniform)." in lines
+    flips = [line for line in lines if "right to wrong" in line]
+    assert len(flips) == 1
+    assert "against dense, mean of tasks: winner 12.5 ± 1.0 %." in flips[0]
     drawing = accuracy_drawing(found)
     bars = [value for bar in drawing.figure.data for value in bar.y]
     assert bars == pytest.approx([0.7, 0.52, 0.61, 0.6, 0.5, 0.55, 0.7, 0.6, 0.65])
