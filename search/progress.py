@@ -147,4 +147,5 @@ class Reporter:
 
         yield show
         seconds = time.monotonic() - started
-        print(f"{title}: {done:,} {unit} in {seconds:,.1f} s", file=sys.stderr, flush=True)
+        counted = f"{done:,} {unit} in " if total else ""  # what is read in one go has no count
+        print(f"{title}: {counted}{seconds:,.1f} s", file=sys.stderr, flush=True)

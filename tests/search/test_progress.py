@@ -60,3 +60,9 @@ def test_fast_work_is_counted_whole(clock, told, capsys):
     steps(clock, 400 * [1], 0.05)
     assert [event["rate"] for event in told[2:]] == pytest.approx(399 * [20.0])
     assert "Training: 400 steps in 20.0 s" in capsys.readouterr().err
+
+
+def test_what_is_read_in_one_go_has_no_count(clock, capsys):
+    with Reporter().stage("Reading text", 0, "tokens"):
+        clock.now += 2.0
+    assert capsys.readouterr().err == "Reading text: 2.0 s\n"
