@@ -22,6 +22,7 @@ from evaluator.sources import named, tokenise
 from search.environment import describe_environment
 from search.export import huggingface
 from search.export.best import export_best
+from search.export.card import licence_of
 from search.export.place import check_target, record_of
 from search.folder import RunFolder
 from search.progress import Reporter
@@ -80,7 +81,8 @@ def recover(
         found = _described(settings, learned, told)
         if comparison is not None:
             found["measured"] = comparison.with_after(student)
-        record = {**record, "recovery": found, "environment": describe_environment(student)}
+        made_of = {} if dense is None else {"model": dense.name, "licence": licence_of(dense.name)}
+        record = {**made_of, **record, "recovery": found, "environment": describe_environment(student)}
         with reporter.stage("Exporting", 1, "models") as advance:
             huggingface.write_folder(student.model, student, target, record)
             advance(1)

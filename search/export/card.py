@@ -183,11 +183,12 @@ def _recovered(record: Mapping[str, Any]) -> Iterator[str]:
         return
     recipe = found["recipe"]
     how = f"low-rank additions of rank {recipe['rank']}" if recipe["rank"] else "all weights"
+    before = " What is measured above was measured before." if any(_quality(record)) else ""
     yield from ("## Recovery", "")
     yield (
         f"Fine-tuned for {found['steps']} steps of about {recipe['step_tokens']} tokens ({how}, learning rate "
         f"{recipe['learning_rate']:g}, {recipe['distillation']:.0%} of the loss distilled from the dense model); the "
-        f"weights are those of step {found['best_step']}. What is measured above was measured before."
+        f"weights are those of step {found['best_step']}.{before}"
     )
     if "measured" in found:
         measured = found["measured"]

@@ -65,6 +65,7 @@ class TestRun:
         card, own = ((place / "README.md").read_text() for place in (folder, finished_run / "export"))
         assert card.startswith(own[: own.index("## How to load it")])
         assert "Fine-tuned for 20 steps of about 256 tokens (low-rank additions of rank 16, learning rate 0.002" in card
+        assert "What is measured above was measured before." in card
         values = [found["measured"][name]["perplexity"] for name in ("dense", "before", "after")]
         row = next(line for line in card.splitlines() if line.startswith("| | ") and " ± " in line)
         assert [cell.split()[0] for cell in row.strip("|").split("|")[1:]] == [f"{value:.2f}" for value in values]
@@ -146,7 +147,10 @@ class TestFolder:
         count = len(open_student(plain).tokenizer(report.read_text(), add_special_tokens=False)["input_ids"]) // 512
         assert measured["after"]["tokens"] == count * 511 > 0
         assert measured["after"]["kl"] < measured["before"]["kl"] - 0.1
-        assert "\n## Recovery\n" in (folder / "README.md").read_text()
+        card = (folder / "README.md").read_text()
+        assert "\n## Recovery\n" in card
+        assert "measured above" not in card  # nothing is
+        assert f"\n# {stories.name}\n" in card
 
     def test_without_a_dense_model_it_learns_what_is_given(self, plain, tmp_path, capsys):
         given = ("--data", jsonl(tmp_path, *QUESTIONS), "--answers", "given")
