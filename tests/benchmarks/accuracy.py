@@ -26,7 +26,8 @@ runs/benchmark-accuracy, so that the benchmark goes on where it was stopped.
 | figure | meaning |
 | --- | --- |
 | `table` | perplexity, mean accuracy of the preset and accuracy in MMLU, each with its standard error |
-| `flips` | share of items, against the dense model, that went from right to wrong or back: of the preset, of MMLU |
+| `flips` | share of items, against the dense model, that went from right to wrong or back: of the preset, of MMLU, |
+| | and of each task |
 | `ours_less` | ours less each other row: change of perplexity, points of accuracy, each with its standard error and p |
 | `harness` | by task, largest difference of a log-likelihood, items answered differently, difference of accuracies |
 | `half_preset_seconds`, `sharing_speedup` | of the three slowest tasks; and of all six, times as fast as without |
@@ -36,19 +37,18 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock
 
 from evaluator import DenseModel, allocation
-from evaluator.harness.answers import Answers, Estimate, Protocol, Score, less, mean_flips, mean_less, mean_over
+from evaluator.harness.answers import Score
 from evaluator.harness.continuations import Continuations
 from evaluator.harness.evaluation import answer, sample_of, set_exams
 from evaluator.harness.model import HarnessModel
@@ -56,6 +56,7 @@ from evaluator.harness.tasks import PRESETS, Asked, quiet_harness
 from search.environment import commit, device_name
 from search.progress import Reporter
 from space import Architecture, Criterion
+from tests.benchmarks.accuracy_figures import figures_of
 from tests.benchmarks.record import DATA, RESULTS, ROOT, finish
 from tests.benchmarks.search import SEARCH, Bench, finished, open_dense, prepared
 from tests.evaluator.own_tasks import own_task
@@ -249,74 +250,6 @@ def timed(dense: DenseModel, folder: Path, quick: bool) -> dict[str, Any]:
         }
         print(f"{exam.asked.task}: {found[exam.asked.task]}", flush=True)
     return {"tasks": found, "device": device_name(dense), "threads": torch.get_num_threads()}
-
-
-def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of the rows that there are."""
-    table = {name.removeprefix("table "): row for name, row in rows.items() if name.startswith("table ")}
-    figures: dict[str, Any] = {"table": {}, "flips": {}, "ours_less": {}, "harness": {}}
-    for name, row in table.items():
-        preset, mmlu = _scores(row)
-        mean, own = mean_over(preset), mmlu.accuracy
-        text = row["text"]
-        figures["table"][name] = {
-            "perplexity": [round(text["perplexity"], 3), round(text["perplexity_standard_error"], 3)],
-            "commonsense": _rounded(mean),
-            "mmlu": _rounded(own),
-        }
-        if name != "dense" and "dense" in table:
-            whole, whole_mmlu = _scores(table["dense"])
-            flips = mean_flips(preset, whole), mean_flips([mmlu], [whole_mmlu])
-            figures["flips"][name] = [_rounded(each) for each in flips]
-        if name != "ours" and "ours" in table:
-            figures["ours_less"][name] = _ours_less(table["ours"], row)
-    for name, row in rows.items():
-        if name.startswith("harness "):
-            figures["harness"][name.removeprefix("harness ")] = {
-                "loglikelihood": round(row["largest_loglikelihood_difference"], 6),
-                "answered_differently": row["answered_differently"],
-                "accuracy": round(row["accuracy"] - row["accuracy_of_the_harness"], 6),
-            }
-    if speed := rows.get("speed"):
-        own = [task for name, task in speed["tasks"].items() if name != "mmlu"]
-        slowest = sorted((task["seconds"] for task in own), reverse=True)
-        figures["half_preset_seconds"] = round(sum(slowest[:3]), 1)
-        figures["sharing_speedup"] = round(
-            sum(task["seconds_without"] for task in own) / sum(task["seconds"] for task in own), 2
-        )
-        mmlu_speed = speed["tasks"]["mmlu"]
-        figures["sharing_speedup_mmlu"] = round(mmlu_speed["seconds_without"] / mmlu_speed["seconds"], 2)
-    return figures
-
-
-def _rounded(estimate: Estimate) -> list[float]:
-    return [round(estimate.value, 4), round(estimate.standard_error, 4)]
-
-
-def _scores(row: Mapping[str, Any]) -> tuple[list[Score], Score]:
-    """Return a row's scores of the preset's tasks, and that of MMLU."""
-    found = {task: _score(task, row["items"][task], right) for task, right in row["right"].items()}
-    return [own for task, own in found.items() if task != "mmlu"], found["mmlu"]
-
-
-def _score(task: str, items: str, right: str) -> Score:
-    """Return a score as it was kept, of which only items and answers are known."""
-    protocol = Protocol("", "", "", task, "", 0, len(right), len(right), None, "")
-    names = tuple(f"{items}:{place}" for place in range(len(right)))
-    return Score(task, "acc", (Answers(protocol, names, {"acc": tuple(map(float, right))}),), len(right))
-
-
-def _ours_less(ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    (mine, my_mmlu), (theirs, their_mmlu) = _scores(ours), _scores(other)
-    blocks = np.array(ours["text"]["nll_blocks"]) - np.array(other["text"]["nll_blocks"])
-    change, error = np.expm1(blocks.mean()), blocks.std(ddof=1) / np.sqrt(len(blocks))
-    preset, mmlu = mean_less(mine, theirs), less(my_mmlu, their_mmlu)
-    return {
-        "perplexity": [round(float(change), 4), round(float((1 + change) * error), 4)],
-        "commonsense": [round(each, 4) for each in asdict(preset).values()],
-        "mmlu": [round(each, 4) for each in asdict(mmlu).values()],
-        "mmlu_relative": round(mmlu.value / their_mmlu.accuracy.value, 4),
-    }
 
 
 if __name__ == "__main__":
