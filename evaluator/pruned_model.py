@@ -160,6 +160,14 @@ def _classes(
                     del kwargs["layer_types"]
             super().__init__(**kwargs)
 
+        def __getattribute__(self, key: str) -> Any:
+            own = object.__getattribute__(self, "__dict__")
+            if uneven := own.get("_heterogeneity_spec"):
+                key = type(self).attribute_map.get(key, key)
+                if key in uneven.per_layer_attributes and key in own:
+                    return own[key]  # as is allowed above, without a warning whenever a model is opened
+            return super().__getattribute__(key)
+
         def to_dict(self) -> dict[str, Any]:
             """Return plain values, which no other class takes for its own."""
             values: dict[str, Any] = super().to_dict()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM
+from transformers.integrations.heterogeneity import configuration_utils as heterogeneity
 
 from evaluator import PRUNED, open_model, standalone
 from evaluator.accuracy import make_reference, score_tokens
@@ -127,6 +128,8 @@ def test_an_export_loads_and_generates_the_same_with_a_cache(dense, tmp_path, cr
     object.__setattr__(dense, "layout", layout)
     # The fresh process takes seconds, and has its own tests.
     monkeypatch.setattr(huggingface, "verify", lambda *_, **__: None)
+    warned: list[str] = []
+    monkeypatch.setattr(heterogeneity.logger, "warning_once", warned.append)
     huggingface.write_folder(standalone(dense, architecture), dense, tmp_path / "export", {})
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
     assert torch.equal(logits_of(loaded), logits_of(model))
@@ -148,6 +151,7 @@ def test_an_export_loads_and_generates_the_same_with_a_cache(dense, tmp_path, cr
     held = [each for each in layers if getattr(each, "keys", None) is not None]
     values = sum(each.keys.numel() + each.values.numel() for each in held)
     assert 2 * values == 8 * cost_of(layout, architecture).kv_cache_bytes_per_token
+    assert warned == []  # of widths that differ, to whoever opens or runs an export
 
 
 def test_block_by_block_statistics_are_those_of_one_pass(dense):
