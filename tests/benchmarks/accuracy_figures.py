@@ -59,11 +59,11 @@ def _rounded(estimate: Estimate) -> list[float]:
 
 def _scores(row: Mapping[str, Any]) -> tuple[list[Score], Score]:
     """Return a row's scores of the preset's tasks, and that of MMLU."""
-    found = {task: _score(task, row["items"][task], right) for task, right in row["right"].items()}
+    found = {task: kept_score(task, row["items"][task], right) for task, right in row["right"].items()}
     return [own for task, own in found.items() if task != "mmlu"], found["mmlu"]
 
 
-def _score(task: str, items: str, right: str) -> Score:
+def kept_score(task: str, items: str, right: str) -> Score:
     """Return a score as it was kept, of which only items and answers are known."""
     protocol = Protocol("", "", "", task, "", 0, len(right), len(right), None, "")
     names = tuple(f"{items}:{place}" for place in range(len(right)))

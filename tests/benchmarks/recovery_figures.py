@@ -1,9 +1,12 @@
 """The figures of the benchmark `recovery`, of the rows that there are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from evaluator.harness.answers import Score, mean_flips, mean_less
+from tests.benchmarks.accuracy_figures import kept_score
 
 
 def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -13,15 +16,16 @@ def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
     if "dense" in models:
         whole = np.mean(list(models["dense"]["accuracy"].values()))
         for name, row in models.items():
-            changes = _differences(row, models["dense"])
-            less, error = _mean(list(changes.values()))
-            flips = {task: np.abs(each) for task, each in changes.items()}
+            own, dense = _scores(row), _scores(models["dense"])
+            less, flips = mean_less(own, dense), mean_flips(own, dense)
             figures["flips"][name] = {
-                "mean": [round(each, 4) for each in _mean(list(flips.values()))],
-                "parts": {task: round(float(each.mean()), 4) for task, each in flips.items()},
+                "mean": [round(flips.value, 4), round(flips.standard_error, 4)],
+                "parts": {
+                    one.task: round(mean_flips([one], [other]).value, 4) for one, other in zip(own, dense, strict=True)
+                },
             }
             figures["retained"][name] = {
-                "accuracy": [round(1 + less / whole, 4), round(error / whole, 4)],
+                "accuracy": [round(1 + less.value / whole, 4), round(less.standard_error / whole, 4)],
                 "parts": row["accuracy"],
                 "perplexity": [row["perplexity"], row["perplexity_standard_error"]],
                 "kl": [row["kl"], row["kl_standard_error"]],
@@ -38,8 +42,8 @@ def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
         ("searched_own_self_by_number", "blocks_self_by_number"),
     ):
         if one in models and other in models:
-            less, error = _mean(list(_differences(models[one], models[other]).values()))
-            points = [round(100 * each, 3) for each in (less, error)]
+            less = mean_less(_scores(models[one]), _scores(models[other]))
+            points = [round(100 * each, 3) for each in (less.value, less.standard_error)]
             figures["less"][f"{one} less {other}"] = points
     for key in ("acceptance_rate", "mean_accepted_length", "speedup"):
         figures[key] = {
@@ -56,16 +60,6 @@ def figures_of(rows: Mapping[str, Any]) -> dict[str, Any]:
     return figures
 
 
-def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return by task what one row has right less what another has, item by item."""
-    return {task: _answers(right) - _answers(other["right"][task]) for task, right in one["right"].items()}
-
-
-def _mean(own: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return the mean over tasks and the standard error over their items."""
-    error = np.sqrt(sum(each.var(ddof=1) / len(each) for each in own)) / len(own)
-    return float(np.mean([each.mean() for each in own])), float(error)
-
-
-def _answers(right: str) -> np.ndarray:
-    return np.array([each == "1" for each in right], dtype=float)
+def _scores(row: Mapping[str, Any]) -> list[Score]:
+    """Return a row's scores of the tasks, whose items are the same for all rows."""
+    return [kept_score(task, task, right) for task, right in row["right"].items()]
